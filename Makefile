@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0
+# The one entrance to the workshop. README.md says what each target does.
+
+KERNEL ?= patched
+CONFIG ?= default
+export KERNEL CONFIG TEST KERNEL_SRC FORCE SERIES JOBS
+
+.PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
+	bisectable bisect forks workshop-tests clean
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
+
+run tree export check kernel kunit vma-tests selftests shell bisectable bisect test:
+	@scripts/$@
+
+workshop-tests:
+	@tests/failures
+	@tests/bisect
+
+clean:
+	rm -rf build/obj build/image build/results build/logs

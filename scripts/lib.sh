@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0
+# Sourced by the scripts: where things are, messages, packages, the kernel tree.
+# shellcheck shell=bash
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=${BUILD:-$top/build}
+linux=$build/linux
+logs=$build/logs
+# shellcheck disable=SC2034 # the scripts use it
+jobs=${JOBS:-$(nproc)}
+mkdir -p "$logs"
+
+# One cache for all kernels; paths below build/ count relatively in it.
+export CCACHE_DIR=${CCACHE_DIR:-$build/ccache} CCACHE_BASEDIR=$build
+# Misses are not preprocessed twice: the compiler names the headers anyway.
+export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-8G} CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+export KBUILD_BUILD_TIMESTAMP='1970-01-01' KBUILD_BUILD_USER=user KBUILD_BUILD_HOST=host
+
+say() { printf '[%3d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# tally PASSED FAILED: what a test counted; make test adds these up.
+tally() { [[ -z ${TALLY:-} ]] || echo "$1 $2" >>"$TALLY"; }
+
+# logged LOG WHAT COMMAND...: runs a long command with its output in build/logs/LOG,
+# says every half minute that it still runs, and shows the end of the log if it fails.
+logged()
+{
+	local log=$logs/$1 what=$2 start=$SECONDS status=0 pid
+	shift 2
+	mkdir -p "$(dirname "$log")"
+	say "$what (log: $log)"
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	trap 'kill "$pid" 2>/dev/null || :; exit 130' INT TERM
+	while kill -0 $pid 2>/dev/null; do
+		sleep 0.2
+		if ((SECONDS - start >= ${beat:=30})); then
+			say "  $what: still running after $((SECONDS - start)) s"
+			beat=$((beat + 30))
+		fi
+	done
+	beat=30
+	wait $pid || status=$?
+	trap - INT TERM
+	if ((status)); then
+		tail -n 25 "$log" | sed 's/^/  | /' >&2
+		printf 'error: %s failed with status %d, see %s\n' "$what" $status "$log" >&2
+		return $status
+	fi
+}
+
+# need COMMAND:PACKAGE...: installs the Debian packages of what is missing. With a
+# path (or pattern of one) in place of a command, it is needed if there is no such file.
+need()
+{
+	local pair missing=()
+	for pair; do
+		if [[ $pair == /* ]]; then
+			compgen -G "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+		else
+			command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+		fi
+	done
+	((${#missing[@]})) || return 0
+	if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null || [[ ${INSTALL:-yes} == no ]]; then
+		die "missing here, install them first: ${missing[*]}"
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	if [[ ! -e $build/.apt-updated ]]; then
+		logged apt.log "apt-get update" apt-get update
+		touch "$build/.apt-updated"
+	fi
+	logged apt.log "installing ${missing[*]}" \
+		apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+}
+
+need_build()
+{
+	need gcc:gcc make:make ccache:ccache flex:flex bison:bison bc:bc cpio:cpio perl:perl \
+		lz4:lz4 rsync:rsync kmod:kmod python3:python3 \
+		/usr/include/stdio.h:libc6-dev /usr/include/libelf.h:libelf-dev \
+		/usr/include/openssl/opensslv.h:libssl-dev
+}
+
+# The patches of a directory, the cover letter left out, and a hash of them all.
+patch_files() { find "$1" -maxdepth 1 -name '[0-9]*.patch' ! -name '0000-*' | sort; }
+patches_hash() { patch_files "$1" | xargs -r cat | sha256sum | cut -d' ' -f1; }
+
+# The series as it stands in build/linux: the commits after the base.
+series() { git -C "$linux" rev-list --reverse base..HEAD; }
+
+in_tree() { git -C "$linux" "$@"; }
+
+# Where the source of a kind of kernel is: a second work tree for the base, and one
+# that moves over the commits of the series.
+source_of()
+{
+	case $1 in
+	patched) echo "$linux" ;;
+	base | bisect) echo "$build/$1" ;;
+	*) die "no such kernel: '$1' (KERNEL=base or KERNEL=patched)" ;;
+	esac
+}
+
+# work_tree NAME COMMIT: the work tree build/NAME stands at COMMIT.
+work_tree()
+{
+	local dir=$build/$1
+	if [[ ! -e $dir/.git ]]; then
+		in_tree worktree prune
+		in_tree worktree add -q --detach "$dir" "$2"
+	elif [[ $(git -C "$dir" rev-parse HEAD) != $(in_tree rev-parse "$2^{commit}") ]]; then
+		git -C "$dir" checkout -q --force --detach "$(in_tree rev-parse "$2^{commit}")"
+	fi
+}
+
+# Where the results of the mm selftests on a kind of kernel are.
+vmtests_out()
+{
+	local picked=${TEST:-}
+	echo "$build/results/$1-${CONFIG:-default}${picked:+-${picked// /-}}"
+}
