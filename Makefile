@@ -3,7 +3,7 @@
 
 KERNEL ?= patched
 CONFIG ?= default
-export KERNEL CONFIG TEST KERNEL_SRC FORCE SERIES JOBS
+export KERNEL CONFIG BASE QUICK TEST ALL TEST_TIMEOUT KERNEL_SRC FORCE SERIES JOBS
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
 	bisectable bisect forks workshop-tests clean

@@ -585,7 +585,8 @@ static void cow_context_chain(struct kunit *test)
 	unpin_mm(root);
 }
 
-#define TEETH	8
+#define COMB_GENERATIONS	25000
+#define TEETH			8
 
 /* As before, but each mm leaves behind a child that lives for a while. */
 static void cow_context_comb(struct kunit *test)
@@ -602,7 +603,7 @@ static void cow_context_comb(struct kunit *test)
 	pin_mm(root);
 
 	mm = root;
-	for (i = 1; i <= GENERATIONS; i++) {
+	for (i = 1; i <= COMB_GENERATIONS; i++) {
 		DEFINE_COW_CONTEXT_WALK(walk, top, false);
 
 		tooth = &mms[3 + i % TEETH];
