@@ -541,28 +541,34 @@ static void cow_context_model(struct kunit *test)
 		KUNIT_ASSERT_TRUE(test, model_episode(test, &tree, &rnd));
 }
 
+/*
+ * For a line of forks that is longer than what is kept of it: the first of @nr mms
+ * is the root, whose context stays, the others are used again and again.
+ */
+static struct test_mm *line_init(struct kunit *test, unsigned int nr)
+{
+	struct test_mm *mms = kunit_kcalloc(test, nr, sizeof(*mms), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, mms);
+	KUNIT_ASSERT_NOT_NULL(test, new_mm(mms, NULL));
+	pin_mm(mms);
+	return mms;
+}
+
 #define GENERATIONS	100000
 
 /* Each mm forks once and exits. */
 static void cow_context_chain(struct kunit *test)
 {
-	struct test_mm *mms, *root, *mm, *child;
-	struct cow_context *top;
+	struct test_mm *mms = line_init(test, 3), *mm = mms, *child;
+	struct cow_context *top = mms->context;
 	unsigned int i;
 
-	mms = kunit_kcalloc(test, 3, sizeof(*mms), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, mms);
-	root = new_mm(&mms[2], NULL);
-	KUNIT_ASSERT_NOT_NULL(test, root);
-	top = root->context;
-	pin_mm(root);
-
-	mm = root;
 	for (i = 1; i <= GENERATIONS; i++) {
 		DEFINE_COW_CONTEXT_WALK(walk, top, false);
 		struct cow_context *first, *second;
 
-		child = new_mm(&mms[i & 1], mm);
+		child = new_mm(&mms[1 + i % 2], mm);
 		KUNIT_ASSERT_NOT_NULL(test, child);
 		child->depth = i;
 		exit_mm(mm);
@@ -582,7 +588,7 @@ static void cow_context_chain(struct kunit *test)
 
 	exit_mm(mm);
 	expect_alone(test, top);
-	unpin_mm(root);
+	unpin_mm(mms);
 }
 
 #define COMB_GENERATIONS	25000
@@ -591,18 +597,10 @@ static void cow_context_chain(struct kunit *test)
 /* As before, but each mm leaves behind a child that lives for a while. */
 static void cow_context_comb(struct kunit *test)
 {
-	struct test_mm *mms, *root, *mm, *child, *tooth;
-	struct cow_context *top;
+	struct test_mm *mms = line_init(test, 3 + TEETH), *mm = mms, *child, *tooth;
+	struct cow_context *top = mms->context;
 	unsigned int i, nr;
 
-	mms = kunit_kcalloc(test, 3 + TEETH, sizeof(*mms), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, mms);
-	root = new_mm(&mms[2], NULL);
-	KUNIT_ASSERT_NOT_NULL(test, root);
-	top = root->context;
-	pin_mm(root);
-
-	mm = root;
 	for (i = 1; i <= COMB_GENERATIONS; i++) {
 		DEFINE_COW_CONTEXT_WALK(walk, top, false);
 
@@ -610,7 +608,7 @@ static void cow_context_comb(struct kunit *test)
 		if (tooth->context)
 			exit_mm(tooth);
 		KUNIT_ASSERT_NOT_NULL(test, new_mm(tooth, mm));
-		child = new_mm(&mms[i & 1], mm);
+		child = new_mm(&mms[1 + i % 2], mm);
 		KUNIT_ASSERT_NOT_NULL(test, child);
 		exit_mm(mm);
 		mm = child;
@@ -629,7 +627,7 @@ static void cow_context_comb(struct kunit *test)
 	for (i = 0; i < TEETH; i++)
 		exit_mm(&mms[3 + i]);
 	expect_alone(test, top);
-	unpin_mm(root);
+	unpin_mm(mms);
 }
 
 #define DEAD_RUN	5000
