@@ -19,14 +19,29 @@ run_test()
 		echo "workshop: done status=4 ms=0 $name"
 		return
 	fi
+	case $program in
 	# It wants two threads, each beside a CPU that it does not run on.
-	[[ $program != migration ]] || cpus 1
+	migration) cpus 1 ;;
+	# It poisons eight and brings none.
+	hugetlb-read-hwpoison) hugepages 16 ;;
+	# It wants each page looked at in each scan.
+	ksm_tests) echo 0 >/sys/kernel/mm/ksm/smart_scan ;;
+	esac
 	echo "workshop: begin $name"
 	echo "workshop: begin $name" >/dev/kmsg
-	timeout -k 10 "${TEST_TIMEOUT:-600}" "$@" 2>&1
+	# shellcheck disable=SC2016 # it is for the bash inside
+	setsid bash -c 'echo $$ >/run/session; limit=$1; shift
+		exec timeout -k 10 "$limit" bash -c '\''"$@" 2>&1 | cat; exit "${PIPESTATUS[0]}"'\'' - "$@"
+	' - "${TEST_TIMEOUT:-600}" "$@"
 	status=$?
+	# What it left running neither prints into the next one's results nor disturbs it.
+	pkill -KILL -s "$(</run/session)"
 	echo "workshop: done status=$status ms=$(((${EPOCHREALTIME/./} - start) / 1000)) $name"
-	[[ $program != migration ]] || cpus 0
+	case $program in
+	migration) cpus 0 ;;
+	hugetlb-read-hwpoison) hugepages 0 ;;
+	ksm_tests) echo 1 >/sys/kernel/mm/ksm/smart_scan ;;
+	esac
 }
 readonly -f run_test
 
@@ -38,3 +53,6 @@ cpus()
 		echo "$1" >"$cpu"
 	done
 }
+
+# The size of the pool of huge pages.
+hugepages() { echo "$1" >/proc/sys/vm/nr_hugepages; }
