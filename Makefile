@@ -6,13 +6,13 @@ CONFIG ?= default
 export KERNEL CONFIG BASE QUICK TEST ALL TEST_TIMEOUT KERNEL_SRC FORCE SERIES JOBS
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
-	bisectable bisect forks workshop-tests clean
+	bisectable bisect bench workshop-tests clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
-run tree export check kernel kunit vma-tests selftests shell bisectable bisect test:
+run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench test:
 	@scripts/$@
 
 workshop-tests:
