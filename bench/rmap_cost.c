@@ -95,18 +95,16 @@ static void at_depth(int depth, struct cost empty)
 	struct cost cost;
 	char what[64];
 
-	if (depth) {
-		for (int generation = 0; generation < depth; generation++) {
-			pid_t pid = fork();
+	for (int generation = 0; generation < depth; generation++) {
+		pid_t pid = fork();
 
-			if (pid < 0)
-				err(1, "fork");
-			if (pid) {
-				waitpid(pid, NULL, 0);
-				if (generation)
-					_exit(0);
-				return;
-			}
+		if (pid < 0)
+			err(1, "fork");
+		if (pid) {
+			waitpid(pid, NULL, 0);
+			if (generation)
+				_exit(0);
+			return;
 		}
 	}
 	cost = fork_and_exit();
