@@ -12,6 +12,7 @@ run_test()
 	for pick in ${TEST:-}; do
 		[[ $pick != "$program" && $pick != "${program%.sh}" && $pick != "$CATEGORY" ]] || wanted=yes
 	done
+	[[ -z ${TEST_ONLY:-} || "|$TEST_ONLY|" == *"|$name|"* ]] || wanted=no
 	[[ $wanted != no ]] || return 0
 	if [[ -z ${TEST:-}${ALL:-} ]] && grep -qxF "$name" /etc/left-out; then
 		echo "workshop: begin $name"

@@ -117,9 +117,31 @@ work_tree()
 	fi
 }
 
+# The mm selftests that the series adds (A) or changes (M), as far as it is applied to
+# the source of a kind of kernel: series_selftests A|M KERNEL.
+series_selftests()
+{
+	git -C "$(source_of "$2")" diff --no-renames --name-only --diff-filter="$1" base HEAD -- \
+		'tools/testing/selftests/mm/*.c' | sed 's,.*/,,; s/\.c$//'
+}
+
+# build_selftests KERNEL PROGRAM...: builds them anew; in the guest of this kernel they
+# join the base's, or stand in for these.
+build_selftests()
+{
+	local programs=$build/obj/$1-${CONFIG:-default}/modroot/root/mm source program
+	source=$(source_of "$1")
+	mkdir -p "$programs"
+	for program in "${@:2}"; do
+		rm -f "$programs/$program"
+		make -C "$source/tools/testing/selftests/mm" OUTPUT="$programs" \
+			KHDR_INCLUDES="-isystem $build/obj/headers/usr/include" "$programs/$program"
+	done
+}
+
 # Where the results of the mm selftests on a kind of kernel are.
 vmtests_out()
 {
-	local picked=${TEST:-}
+	local picked=${TEST:-${TEST_ONLY:+${TEST_ROUND:-again}}}
 	echo "$build/results/$1-${CONFIG:-default}${picked:+-${picked// /-}}"
 }
