@@ -3,17 +3,20 @@
 
 KERNEL ?= patched
 CONFIG ?= default
-export KERNEL CONFIG BASE QUICK TEST ALL TEST_TIMEOUT KERNEL_SRC FORCE SERIES JOBS
+export KERNEL CONFIG BASE QUICK TEST ALL TEST_TIMEOUT KERNEL_SRC FORCE SERIES JOBS ONLY
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
-	bisectable bisect bench workshop-tests clean
+	bisectable bisect bench models protections workshop-tests clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
-run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench test:
+run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench models test:
 	@scripts/$@
+
+protections:
+	@tests/protections
 
 workshop-tests:
 	@tests/failures

@@ -37,11 +37,13 @@
  * child, either finds the child or has been at the parent before the copy.
  */
 
-#include <linux/mm_types.h>
+#include <linux/interval_tree_generic.h>
+#include <linux/mm.h>
 #include <linux/mmdebug.h>
 #include <linux/rculist.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/wait_bit.h>
 
 #include <kunit/visibility.h>
 
@@ -50,7 +52,11 @@
 /* So many contexts a walk passes over before it lets others have the CPU. */
 #define COW_CONTEXT_WALK_BATCH	256
 
+/* So many contexts may be put in front of a walk before forks have to wait. */
+#define COW_CONTEXT_WALK_AHEAD	1024
+
 static struct kmem_cache *cow_context_cachep;
+static struct kmem_cache *cow_moved_cachep;
 
 static void cow_context_ctor(void *data)
 {
@@ -76,6 +82,7 @@ void __init cow_context_init(void)
 	cow_context_cachep =
 		kmem_cache_create("cow_context", sizeof(struct cow_context),
 				  &args, SLAB_PANIC | SLAB_ACCOUNT);
+	cow_moved_cachep = KMEM_CACHE(cow_moved, SLAB_PANIC | SLAB_ACCOUNT);
 }
 
 /**
@@ -95,12 +102,16 @@ struct cow_context *cow_context_alloc(struct mm_struct *mm)
 		return NULL;
 
 	context->mm = mm;
+	context->moved = RB_ROOT_CACHED;
+	context->unmapping = NULL;
 	/* Not in the constructor: a context that left its list keeps ->next. */
 	INIT_LIST_HEAD(&context->tree);
 	context->depth = 0;
 	context->root = context;
 	context->parent = NULL;
 	context->owner = context;
+	context->nr = 1;
+	atomic_set(&context->gate, 0);
 	refcount_set(&context->refs, 1);
 	return context;
 }
@@ -108,7 +119,7 @@ EXPORT_SYMBOL_IF_KUNIT(cow_context_alloc);
 
 /**
  * cow_context_put() - Drop a reference to a context.
- * @context: The context.
+ * @context: The context, or NULL.
  *
  * With the last one the context leaves its tree and drops the reference to its
  * parent; what is left of a dead line goes with its last descendant.
@@ -126,6 +137,7 @@ void cow_context_put(struct cow_context *context)
 		if (parent) {
 			spin_lock(&root->lock);
 			list_del_rcu(&context->tree);
+			WRITE_ONCE(root->nr, root->nr - 1);
 			spin_unlock(&root->lock);
 		}
 
@@ -152,6 +164,27 @@ void cow_context_release(struct cow_context *context)
 EXPORT_SYMBOL_IF_KUNIT(cow_context_release);
 
 /**
+ * cow_context_inherits() - May an mm map the folios of a context?
+ * @context: The context of the mm.
+ * @ancestor: The context of a folio.  It is not looked at, and may be freed.
+ *
+ * An address that was used again for an ancestor of @context is no trouble: then
+ * the folio belongs to that ancestor.
+ *
+ * Return: true if @ancestor is where the new folios of @context go, or would have
+ *	   gone in an mm that it was forked from.
+ */
+bool cow_context_inherits(const struct cow_context *context,
+			  const struct cow_context *ancestor)
+{
+	for (context = context->owner; context; context = context->parent)
+		if (context == ancestor)
+			return true;
+	return false;
+}
+EXPORT_SYMBOL_IF_KUNIT(cow_context_inherits);
+
+/**
  * cow_context_detach() - Take the mm out of its context.
  * @context: The context of an mm that has just unmapped all it had.
  *
@@ -164,6 +197,8 @@ EXPORT_SYMBOL_IF_KUNIT(cow_context_release);
  */
 void cow_context_detach(struct cow_context *context)
 {
+	struct cow_moved *moved, *next;
+
 	/* Nobody else writes it. */
 	if (!context->mm)
 		return;
@@ -175,6 +210,11 @@ void cow_context_detach(struct cow_context *context)
 	 */
 	smp_store_release(&context->mm, NULL);
 	up_write(&context->rwsem);
+
+	/* Nobody looks at the index of a context without mm. */
+	rbtree_postorder_for_each_entry_safe(moved, next,
+					     &context->moved.rb_root, rb)
+		cow_moved_free(moved);
 }
 EXPORT_SYMBOL_IF_KUNIT(cow_context_detach);
 
@@ -213,9 +253,45 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent)
 
 	spin_lock(&root->lock);
 	list_add_rcu(&child->tree, &parent->tree);
+	WRITE_ONCE(root->nr, root->nr + 1);
 	spin_unlock(&root->lock);
 }
 EXPORT_SYMBOL_IF_KUNIT(cow_context_fork);
+
+/**
+ * cow_context_wait_for_walks() - Let a walk end that forks keep ahead of.
+ * @context: The context of an mm that is about to be forked.
+ *
+ * Whatever is forked from an mm that a walk has not come to yet comes to stand
+ * in front of the walk.  A storm of forks could do that faster than the walk
+ * goes on.  So when it has seen more contexts than there were, and some, it
+ * closes the gate of the tree, and is left with those forks that are through.
+ *
+ * Context: May sleep.  No lock is held that a walk could wait for.
+ * Return: 0, or -ERESTARTSYS on a fatal signal.
+ */
+int cow_context_wait_for_walks(struct cow_context *context)
+{
+	struct cow_context *root = context->root;
+
+	return wait_var_event_killable(&root->gate, !atomic_read(&root->gate));
+}
+EXPORT_SYMBOL_IF_KUNIT(cow_context_wait_for_walks);
+
+static void cow_context_close_gate(struct cow_context_walk *walk)
+{
+	atomic_inc(&walk->top->root->gate);
+	walk->gated = true;
+}
+
+static void cow_context_open_gate(struct cow_context_walk *walk)
+{
+	struct cow_context *root = walk->top->root;
+
+	if (walk->gated && atomic_dec_and_test(&root->gate))
+		wake_up_var(&root->gate);
+	walk->gated = false;
+}
 
 /* The context behind @context in the subtree of @top, or NULL at its end. */
 static struct cow_context *cow_context_step(const struct cow_context *top,
@@ -283,9 +359,13 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 		context = cow_context_step(top, context);
 	} else {
 		context = top;
+		walk->left = READ_ONCE(top->root->nr) + COW_CONTEXT_WALK_AHEAD;
 	}
 
 	for (; context; context = cow_context_step(top, context)) {
+		if (unlikely(!walk->left--))
+			cow_context_close_gate(walk);
+
 		/* One that is being freed cannot be kept: try with the next. */
 		if (++steps > COW_CONTEXT_WALK_BATCH &&
 		    cow_context_tryget(context)) {
@@ -332,6 +412,7 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 	}
 	rcu_read_unlock();
 
+	cow_context_open_gate(walk);
 	walk->pos = NULL;
 	return NULL;
 
@@ -363,6 +444,353 @@ void cow_context_walk_end(struct cow_context_walk *walk)
 	rcu_read_lock();
 	up_read(&context->rwsem);
 	rcu_read_unlock();
+	cow_context_open_gate(walk);
 	walk->pos = NULL;
 }
 EXPORT_SYMBOL_IF_KUNIT(cow_context_walk_end);
+
+static pgoff_t cow_moved_first(struct cow_moved *moved)
+{
+	return vma_start_anon_pgoff(moved->vma);
+}
+
+static pgoff_t cow_moved_last(struct cow_moved *moved)
+{
+	return vma_last_anon_pgoff(moved->vma);
+}
+
+INTERVAL_TREE_DEFINE(struct cow_moved, rb, pgoff_t, subtree_last,
+		     cow_moved_first, cow_moved_last, static, cow_moved_tree)
+
+static struct cow_moved *vma_moved(const struct vm_area_struct *vma)
+{
+	return vma_is_moved(vma) ? (struct cow_moved *)vma->vm_cow : NULL;
+}
+
+static unsigned long cow_unmoved(const struct cow_context *context)
+{
+	return (unsigned long)context | VM_COW_UNMOVED;
+}
+
+/* Are the VMA's folios, if it has any, where their indices say? */
+static bool vma_anon_at_home(const struct vm_area_struct *vma)
+{
+	return vma_start_anon_pgoff(vma) == vma->vm_start >> PAGE_SHIFT;
+}
+
+/**
+ * __vma_set_anon() - Set the word of a VMA that is about to get its first folio.
+ * @vma: The VMA.
+ *
+ * The word is there before the page table entry is.  Nothing orders a walk
+ * behind that which finds the folio mapped at once, without a lock in between.
+ * It may miss the entry, as it may come before it; then the folio stays mapped.
+ * Who restores entries has found them before.
+ *
+ * Context: As vma_set_anon().  Faults in other threads may do the same.
+ */
+void __vma_set_anon(struct vm_area_struct *vma)
+{
+	vma_assert_stabilised(vma);
+	VM_WARN_ON_ONCE_VMA(!vma_anon_at_home(vma), vma);
+	VM_WARN_ON_ONCE_VMA(!vma_is_cow_mapping(vma), vma);
+
+	cmpxchg(&vma->vm_cow, 0, cow_unmoved(vma->vm_mm->cow_context));
+}
+
+/**
+ * cow_moved_prealloc() - Get what a VMA will need in the index.
+ * @vma: A VMA that will have anonymous memory, with its range and offsets.
+ * @movedp: Where to store it: NULL if nothing is needed.
+ *
+ * Context: May sleep, and enter reclaim.
+ * Return: 0 or -ENOMEM.
+ */
+int cow_moved_prealloc(const struct vm_area_struct *vma,
+		       struct cow_moved **movedp)
+{
+	*movedp = NULL;
+	if (vma_anon_at_home(vma))
+		return 0;
+
+	*movedp = kmem_cache_alloc(cow_moved_cachep, GFP_KERNEL);
+	return *movedp ? 0 : -ENOMEM;
+}
+
+/**
+ * cow_moved_free() - Free what cow_moved_prealloc() got and nobody needed.
+ * @moved: It, or NULL.
+ *
+ * Context: Any.
+ */
+void cow_moved_free(struct cow_moved *moved)
+{
+	if (moved)
+		kmem_cache_free(cow_moved_cachep, moved);
+}
+
+/**
+ * cow_index_add() - Put a VMA in the index of its mm's context.
+ * @vma: A VMA that is not in the index and has no page table entry yet, or the
+ *	 target of a merge with one that was in the index.
+ * @moved: What cow_moved_prealloc() has got for it.
+ *
+ * Context: mmap_lock held for write, and context->rwsem if there is a @moved or
+ *	    the VMA can have page table entries.
+ */
+void cow_index_add(struct vm_area_struct *vma, struct cow_moved *moved)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+
+	mmap_assert_write_locked(vma->vm_mm);
+	VM_WARN_ON_ONCE_VMA(vma->vm_cow, vma);
+
+	if (!moved) {
+		VM_WARN_ON_ONCE_VMA(!vma_anon_at_home(vma), vma);
+		/* A walk that finds the word must find the rest of the VMA. */
+		smp_store_release(&vma->vm_cow, cow_unmoved(context));
+		return;
+	}
+
+	lockdep_assert_held_write(&context->rwsem);
+	moved->vma = vma;
+	cow_moved_tree_insert(moved, &context->moved);
+	WRITE_ONCE(vma->vm_cow, (unsigned long)moved);
+}
+
+/**
+ * cow_index_enter() - Put a new VMA in the index of its mm's context.
+ * @vma: A VMA that is in mm->mm_mt already and has no page table entry yet.
+ * @moved: What cow_moved_prealloc() has got for it.
+ *
+ * Context: mmap_lock held for write.  Takes context->rwsem if it needs to.
+ */
+void cow_index_enter(struct vm_area_struct *vma, struct cow_moved *moved)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+
+	if (!moved) {
+		cow_index_add(vma, NULL);
+		return;
+	}
+
+	cow_context_lock_write(context);
+	cow_index_add(vma, moved);
+	cow_context_unlock_write(context);
+}
+
+/**
+ * cow_index_del() - Take a VMA out of the index, if it is there.
+ * @vma: A VMA that maps no anonymous folio any more.
+ *
+ * Context: context->rwsem held for write, and mmap_lock at least for read.
+ */
+void cow_index_del(struct vm_area_struct *vma)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+	struct cow_moved *moved = vma_moved(vma);
+
+	lockdep_assert_held_write(&context->rwsem);
+	WRITE_ONCE(vma->vm_cow, 0);
+	if (moved) {
+		cow_moved_tree_remove(moved, &context->moved);
+		cow_moved_free(moved);
+	}
+}
+
+/**
+ * cow_index_make_moved() - Prepare a VMA for offsets that differ from its address.
+ * @vma: A VMA.
+ *
+ * Elsewhere a moved VMA is a new one.  Only exec moves one in place.
+ *
+ * Context: mmap_lock held for write.  Takes context->rwsem.
+ * Return: 0 or -ENOMEM.
+ */
+int cow_index_make_moved(struct vm_area_struct *vma)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+	struct cow_moved *moved;
+
+	vma_assert_write_locked(vma);
+	if (vma_is_moved(vma))
+		return 0;
+
+	moved = kmem_cache_alloc(cow_moved_cachep, GFP_KERNEL);
+	if (!moved)
+		return -ENOMEM;
+
+	cow_context_lock_write(context);
+	cow_index_del(vma);
+	cow_index_add(vma, moved);
+	cow_context_unlock_write(context);
+	return 0;
+}
+
+/**
+ * cow_index_pre_update() - Begin to change the range or offsets of a VMA.
+ * @vma: The VMA, which need not be in the index.
+ *
+ * Context: context->rwsem held for write until cow_index_post_update().
+ */
+void cow_index_pre_update(struct vm_area_struct *vma)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+	struct cow_moved *moved = vma_moved(vma);
+
+	lockdep_assert_held_write(&context->rwsem);
+	if (moved)
+		cow_moved_tree_remove(moved, &context->moved);
+}
+
+/**
+ * cow_index_post_update() - End what cow_index_pre_update() has begun.
+ * @vma: The VMA.
+ *
+ * Context: context->rwsem held for write.
+ */
+void cow_index_post_update(struct vm_area_struct *vma)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+	struct cow_moved *moved = vma_moved(vma);
+
+	lockdep_assert_held_write(&context->rwsem);
+	if (moved)
+		cow_moved_tree_insert(moved, &context->moved);
+	else
+		VM_WARN_ON_ONCE_VMA(vma->vm_cow && !vma_anon_at_home(vma), vma);
+}
+
+/**
+ * cow_context_set_unmapping() - Publish the VMAs of a munmap, or withdraw them.
+ * @context: The context of the mm.
+ * @unmapping: The VMAs, which are in mm->mm_mt still or again; or NULL.
+ *
+ * One at a time: the next munmap needs the mmap_lock for write.
+ *
+ * Context: context->rwsem held for write.
+ */
+void cow_context_set_unmapping(struct cow_context *context,
+			       const struct cow_unmapping *unmapping)
+{
+	lockdep_assert_held_write(&context->rwsem);
+	VM_WARN_ON_ONCE(unmapping && context->unmapping);
+	context->unmapping = unmapping;
+}
+
+/* The first VMA of a munmap that ends behind @addr. */
+static struct vm_area_struct *
+cow_unmapping_find(const struct cow_unmapping *unmapping, unsigned long addr)
+{
+	struct vm_area_struct *vma, *found = NULL;
+	unsigned int low = 0, high = unmapping->nr;
+
+	while (low < high) {
+		const unsigned int middle = low + (high - low) / 2;
+
+		vma = mtree_load(unmapping->vmas, middle);
+		if (vma->vm_end > addr) {
+			found = vma;
+			high = middle;
+		} else {
+			low = middle + 1;
+		}
+	}
+	return found;
+}
+
+/*
+ * The next VMA that was not moved.
+ *
+ * What mm->mm_mt or an old node of it points to may be a VMA without anonymous
+ * memory, and so may be freed and used again at any time, even for another mm.
+ * The word tells: it names the context, and where it does, the VMA is in the
+ * index of this one and stays as it is.  The range of the VMA is looked at after
+ * that: if it is not where the tree has it, it was freed and used again in this
+ * mm, elsewhere, and what is between here and there has not been looked at.  A VMA
+ * that was in the index all the time is not missed, as each version of the tree
+ * has it.
+ */
+static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
+{
+	const struct cow_context *context = iter->context;
+	const struct cow_unmapping *unmapping = context->unmapping;
+	const unsigned long unmoved = cow_unmoved(context);
+	/* Page offsets of moved VMAs may be beyond all addresses. */
+	const pgoff_t last = min(iter->last, ULONG_MAX >> PAGE_SHIFT);
+	struct vm_area_struct *vma = NULL;
+
+	iter->next = max(iter->next, iter->first);
+
+	rcu_read_lock();
+	while (iter->next <= last) {
+		unsigned long addr = iter->next << PAGE_SHIFT;
+		unsigned long limit = (last << PAGE_SHIFT) | ~PAGE_MASK;
+		unsigned long start = addr, end;
+
+		if (unlikely(unmapping && addr >= unmapping->start &&
+			     addr < unmapping->end)) {
+			limit = min(limit, unmapping->end - 1);
+			vma = cow_unmapping_find(unmapping, addr);
+			if (vma)
+				start = max(addr, vma->vm_start);
+			end = vma ? vma->vm_end : unmapping->end;
+		} else {
+			MA_STATE(mas, &context->mm->mm_mt, addr, addr);
+
+			/* It replaces what it covers, which may be there yet. */
+			if (unlikely(unmapping && addr < unmapping->start))
+				limit = min(limit, unmapping->start - 1);
+			vma = mas_find(&mas, limit);
+			if (vma)
+				start = max(addr, mas.index);
+			end = vma ? mas.last + 1 : limit + 1;
+		}
+
+		/* Pairs with cow_index_add() and __vma_set_anon(). */
+		if (vma && smp_load_acquire(&vma->vm_cow) == unmoved &&
+		    vma->vm_start <= start && vma->vm_end > start &&
+		    start <= limit) {
+			iter->next = vma->vm_end >> PAGE_SHIFT;
+			break;
+		}
+		vma = NULL;
+		/* It wraps to 0 at the very end. */
+		iter->next = ((end - 1) >> PAGE_SHIFT) + 1;
+	}
+	rcu_read_unlock();
+
+	return vma;
+}
+
+/**
+ * cow_vma_iter_next() - The next VMA of an mm that may map a range of offsets.
+ * @iter: The iterator.
+ *
+ * Context: iter->context->rwsem held for read, from before the first call to
+ *	    after the last, and with it iter->context->mm seen to be set.
+ * Return: A VMA with anonymous memory, of which some is in the range, or NULL,
+ *	   after which it must not be called again.  The VMA stays as it is for
+ *	   as long as the lock is held.  None of those that the lock protects is
+ *	   missed or returned twice.
+ */
+struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter)
+{
+	struct vm_area_struct *vma;
+
+	lockdep_assert_held_read(&iter->context->rwsem);
+
+	if (!iter->moved) {
+		vma = cow_vma_iter_unmoved(iter);
+		if (vma)
+			return vma;
+		iter->moved = cow_moved_tree_iter_first(&iter->context->moved,
+							iter->first, iter->last);
+	} else {
+		iter->moved = cow_moved_tree_iter_next(iter->moved,
+						       iter->first, iter->last);
+	}
+
+	return iter->moved ? iter->moved->vma : NULL;
+}
+EXPORT_SYMBOL_IF_KUNIT(cow_vma_iter_next);

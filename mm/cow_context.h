@@ -4,6 +4,9 @@
 
 #include <linux/cow_context.h>
 #include <linux/list.h>
+#include <linux/maple_tree.h>
+#include <linux/mm_types.h>
+#include <linux/rbtree.h>
 #include <linux/rcupdate.h>
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
@@ -14,9 +17,37 @@
 #define COW_CONTEXT_MAX_DEPTH	32
 
 /**
+ * struct cow_moved - a VMA that was moved after its memory was faulted in
+ * @rb: Node in context->moved, by anonymous page offset.
+ * @subtree_last: Last page offset below @rb.
+ * @vma: The VMA.
+ */
+struct cow_moved {
+	struct rb_node		rb;
+	pgoff_t			subtree_last;
+	struct vm_area_struct	*vma;
+};
+
+/**
+ * struct cow_unmapping - the VMAs of a running munmap
+ * @vmas: The VMAs, by number and in the order of their addresses.
+ * @nr: How many.
+ * @start: Address where the range begins.
+ * @end: Address behind its end.
+ */
+struct cow_unmapping {
+	struct maple_tree	*vmas;
+	unsigned int		nr;
+	unsigned long		start, end;
+};
+
+/**
  * struct cow_context - what the anonymous reverse map knows of an mm
- * @rwsem: Held for read, it keeps @mm set and so the mm's page tables in place.
+ * @rwsem: Held for read, it keeps @mm set, and the VMAs in the index and their
+ *	   page tables as they are.
  * @mm: The mm, or NULL once it has no page tables left.
+ * @moved: The VMAs in the index that are not where their folios' indices say.
+ * @unmapping: The VMAs in the index that a munmap has taken out of mm->mm_mt.
  * @tree: Position in the pre-order list of the fork tree, a ring.
  * @depth: Generation in the fork tree.  The root has 0.
  * @root: First context of the fork tree.
@@ -26,7 +57,9 @@
  *	   ancestor.
  * @refs: One for the mm, one for each context with this @parent,
  *	  one for each pin.
- * @lock: In the root, guards the list.
+ * @lock: In the root, guards the list and @nr.
+ * @nr: In the root, the number of contexts in the list.
+ * @gate: In the root, the number of walks that keep forks waiting.
  * @rcu: Delays freeing.  While the object is free, its free pointer.
  *
  * @depth, @root, @parent and @owner are constant from the moment the context is
@@ -35,6 +68,8 @@
 struct cow_context {
 	struct rw_semaphore	rwsem;
 	struct mm_struct	*mm;
+	struct rb_root_cached	moved;
+	const struct cow_unmapping *unmapping;
 	struct list_head	tree;
 	u64			depth;
 	struct cow_context	*root;
@@ -42,6 +77,8 @@ struct cow_context {
 	struct cow_context	*owner;
 	refcount_t		refs;
 	spinlock_t		lock;	/* the list, in the root */
+	unsigned int		nr;
+	atomic_t		gate;
 	struct rcu_head		rcu;
 };
 
@@ -67,8 +104,11 @@ static inline bool cow_context_tryget(struct cow_context *context)
 }
 
 void cow_context_put(struct cow_context *context);
+bool cow_context_inherits(const struct cow_context *context,
+			  const struct cow_context *ancestor);
 void cow_context_detach(struct cow_context *context);
 void cow_context_fork(struct cow_context *child, struct cow_context *parent);
+int cow_context_wait_for_walks(struct cow_context *context);
 
 /**
  * struct cow_context_walk - a walk over the live contexts of a subtree
@@ -76,14 +116,18 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent);
  * @pos: Where the walk stands, held for read; NULL before and after the walk.
  * @try_lock: End the walk at a context that would have to be waited for.
  * @contended: Set if that has happened.
+ * @gated: The walk keeps forks waiting.
+ * @left: So many contexts more, and it will.
  *
  * Use DEFINE_COW_CONTEXT_WALK().
  */
 struct cow_context_walk {
 	struct cow_context	*top;
 	struct cow_context	*pos;
+	unsigned long		left;
 	bool			try_lock;
 	bool			contended;
+	bool			gated;
 };
 
 #define DEFINE_COW_CONTEXT_WALK(name, _top, _try_lock)	\
@@ -94,5 +138,86 @@ struct cow_context_walk {
 
 struct cow_context *cow_context_walk_next(struct cow_context_walk *walk);
 void cow_context_walk_end(struct cow_context_walk *walk);
+
+static inline void cow_context_lock_write(struct cow_context *context)
+{
+	down_write(&context->rwsem);
+}
+
+static inline void cow_context_unlock_write(struct cow_context *context)
+{
+	up_write(&context->rwsem);
+}
+
+/* vma->vm_cow: this and the context, or a struct cow_moved; 0 outside the index */
+#define VM_COW_UNMOVED	1UL
+
+static inline bool vma_is_moved(const struct vm_area_struct *vma)
+{
+	const unsigned long cow = READ_ONCE(vma->vm_cow);
+
+	return cow && !(cow & VM_COW_UNMOVED);
+}
+
+void __vma_set_anon(struct vm_area_struct *vma);
+
+/**
+ * vma_set_anon() - Note that a VMA is about to get anonymous memory.
+ * @vma: The VMA.
+ *
+ * Context: The VMA lock or the mmap lock is held, for read will do.  Comes
+ *	    before the first page table entry for an anonymous folio.
+ */
+static inline void vma_set_anon(struct vm_area_struct *vma)
+{
+	if (unlikely(!READ_ONCE(vma->vm_cow)))
+		__vma_set_anon(vma);
+}
+
+/* A VMA that is freed must have left the index, or its mm the context. */
+static inline void vma_assert_not_in_index(const struct vm_area_struct *vma)
+{
+#ifdef CONFIG_MMU
+	VM_WARN_ON_ONCE(vma->vm_cow && vma->vm_mm->cow_context->mm);
+#endif
+}
+
+int cow_moved_prealloc(const struct vm_area_struct *vma,
+		       struct cow_moved **movedp);
+void cow_moved_free(struct cow_moved *moved);
+int cow_index_make_moved(struct vm_area_struct *vma);
+void cow_index_add(struct vm_area_struct *vma, struct cow_moved *moved);
+void cow_index_enter(struct vm_area_struct *vma, struct cow_moved *moved);
+void cow_index_del(struct vm_area_struct *vma);
+void cow_index_pre_update(struct vm_area_struct *vma);
+void cow_index_post_update(struct vm_area_struct *vma);
+void cow_context_set_unmapping(struct cow_context *context,
+			       const struct cow_unmapping *unmapping);
+
+/**
+ * struct cow_vma_iter - the VMAs of an mm that may map a range of page offsets
+ * @context: The context of the mm, held for read.
+ * @first: First anonymous page offset.
+ * @last: Last anonymous page offset.
+ * @next: Up to where the VMAs that were not moved have been returned, or 0.
+ * @moved: The moved VMA that was returned last.
+ *
+ * Use DEFINE_COW_VMA_ITER().
+ */
+struct cow_vma_iter {
+	struct cow_context	*context;
+	pgoff_t			first, last;
+	pgoff_t			next;
+	struct cow_moved	*moved;
+};
+
+#define DEFINE_COW_VMA_ITER(name, _context, _first, _last)	\
+	struct cow_vma_iter name = {				\
+		.context = (_context),				\
+		.first = (_first),				\
+		.last = (_last),				\
+	}
+
+struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter);
 
 #endif /* __MM_COW_CONTEXT_H */

@@ -99,7 +99,7 @@ source_of()
 {
 	case $1 in
 	patched) echo "$linux" ;;
-	base | bisect) echo "$build/$1" ;;
+	base | bisect | unprotected) echo "$build/$1" ;;
 	compile) echo "$build/bisect" ;;
 	*) die "no such kernel: '$1' (KERNEL=base or KERNEL=patched)" ;;
 	esac

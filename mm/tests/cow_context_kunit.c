@@ -428,6 +428,75 @@ static void cow_context_depth_limit(struct kunit *test)
 	exit_mm(tree.mms);
 }
 
+#define INHERIT_MMS	200
+
+/* Does cow_context_inherits() name the owners of all ancestors, and no other? */
+static bool inherits_is_right(struct test_tree *tree)
+{
+	struct test_mm *mm, *other, *pos;
+	unsigned int i, j;
+	bool want;
+
+	for (i = 0; i < tree->nr; i++) {
+		mm = &tree->mms[i];
+		if (mm->state == TEST_MM_GONE)
+			continue;
+		for (j = 0; j < tree->nr; j++) {
+			other = &tree->mms[j];
+			want = false;
+			for (pos = mm; pos; pos = pos->parent)
+				want |= owner_of(pos) == other;
+			if (cow_context_inherits(mm->context, other->context) != want)
+				return false;
+		}
+	}
+	return true;
+}
+
+static void cow_context_inherit(struct kunit *test)
+{
+	const unsigned int limit = COW_CONTEXT_MAX_DEPTH;
+	struct test_tree tree, stranger;
+	struct test_mm *mm, *top;
+	struct rnd_state rnd;
+	unsigned int i;
+
+	/* A line of more than what owns folios, and then branches anywhere */
+	top = tree_init(test, &tree, INHERIT_MMS);
+	for (mm = top; tree.nr < limit + 8; )
+		mm = tree_fork(test, &tree, mm);
+	KUNIT_EXPECT_TRUE(test, cow_context_inherits(mm->context, top->context));
+	KUNIT_EXPECT_FALSE(test, cow_context_inherits(top->context, mm->context));
+	KUNIT_EXPECT_TRUE(test, cow_context_inherits(mm->context,
+						     tree.mms[limit].context));
+	/* Nothing belongs to these, not even of their own. */
+	KUNIT_EXPECT_FALSE(test, cow_context_inherits(mm->context, mm->context));
+	KUNIT_EXPECT_FALSE(test, cow_context_inherits(mm->context,
+						      mm->parent->context));
+
+	prandom_seed_state(&rnd, test_seed(test));
+	while (tree.nr < tree.max)
+		tree_fork(test, &tree, &tree.mms[prandom_u32_state(&rnd) % tree.nr]);
+	KUNIT_EXPECT_TRUE(test, inherits_is_right(&tree));
+
+	/* Another tree has nothing of this one. */
+	tree_init(test, &stranger, 1);
+	KUNIT_EXPECT_FALSE(test, cow_context_inherits(stranger.mms->context,
+						      top->context));
+	KUNIT_EXPECT_FALSE(test, cow_context_inherits(mm->context,
+						      stranger.mms->context));
+	exit_mm(stranger.mms);
+
+	/* Contexts that are freed and not used again are nobody's. */
+	for (i = 0; i < tree.nr; i++) {
+		if (prandom_u32_state(&rnd) % 2)
+			exit_mm(&tree.mms[i]);
+	}
+	KUNIT_EXPECT_TRUE(test, inherits_is_right(&tree));
+	for (i = 0; i < tree.nr; i++)
+		exit_mm(&tree.mms[i]);
+}
+
 #define MODEL_EPISODES	16
 #define MODEL_MMS	300
 #define MODEL_PINS	8
@@ -792,6 +861,59 @@ static void test_wait(struct kunit *test, bool detach)
 
 	exit_mm(grandchild);
 	exit_mm(mm);
+	expect_alone(test, root->context);
+	exit_mm(root);
+}
+
+#define GATE_FORKS	10000
+
+static int gate_fn(void *data)
+{
+	struct test_waiter *w = data;
+
+	cow_context_wait_for_walks(w->context);
+	complete(&w->done);
+	return 0;
+}
+
+/* A walk comes to an end although whatever it comes to forks, until it has to wait. */
+static void cow_context_gate(struct kunit *test)
+{
+	struct test_waiter waiter = {};
+	struct cow_context *context;
+	struct test_tree tree;
+	struct test_mm *root;
+	unsigned int visited = 0;
+
+	root = tree_init(test, &tree, GATE_FORKS);
+	DEFINE_COW_CONTEXT_WALK(walk, root->context, false);
+
+	while ((context = cow_context_walk_next(&walk)) && tree.nr < GATE_FORKS) {
+		visited++;
+		if (!atomic_read(&root->context->gate))
+			tree_fork(test, &tree, test_mm_of(context));
+	}
+	KUNIT_EXPECT_NULL(test, context);
+	KUNIT_EXPECT_EQ(test, visited, tree.nr);
+	KUNIT_EXPECT_LT(test, tree.nr, GATE_FORKS);
+	KUNIT_EXPECT_EQ(test, root->context->nr, tree.nr);
+	KUNIT_EXPECT_EQ(test, atomic_read(&root->context->gate), 0);
+	KUNIT_EXPECT_EQ(test, cow_context_wait_for_walks(root->context), 0);
+
+	/* What waits goes on when the walk is broken off, too. */
+	init_completion(&waiter.done);
+	waiter.context = root->context;
+	cow_context_walk_next(&walk);
+	walk.left = 0;
+	cow_context_walk_next(&walk);
+	KUNIT_EXPECT_EQ(test, atomic_read(&root->context->gate), 1);
+	kthread_run(gate_fn, &waiter, "cow_context_gate");
+	KUNIT_EXPECT_EQ(test, wait_for_completion_timeout(&waiter.done, HZ / 10), 0);
+	cow_context_walk_end(&walk);
+	KUNIT_EXPECT_NE(test, wait_for_completion_timeout(&waiter.done, 20 * HZ), 0);
+
+	while (tree.nr > 1)
+		exit_mm(&tree.mms[--tree.nr]);
 	expect_alone(test, root->context);
 	exit_mm(root);
 }
@@ -1167,6 +1289,8 @@ static struct kunit_case cow_context_test_cases[] = {
 	KUNIT_CASE(cow_context_wait),
 	KUNIT_CASE(cow_context_wait_detached),
 	KUNIT_CASE(cow_context_dead_run),
+	KUNIT_CASE(cow_context_gate),
+	KUNIT_CASE(cow_context_inherit),
 	KUNIT_CASE_SLOW(cow_context_model),
 	KUNIT_CASE_SLOW(cow_context_chain),
 	KUNIT_CASE_SLOW(cow_context_comb),

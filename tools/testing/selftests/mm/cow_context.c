@@ -2,22 +2,44 @@
 /*
  * COW contexts: what user space can see of them.
  *
- * Contexts live and die with the fork tree: none is left behind, whatever the order of
- * forks and exits, and no line of forks collects dead ones.
+ * Lifetime: contexts live and die with the fork tree.  None is left behind, whatever
+ * the order of forks and exits, and no line of forks collects dead ones.
+ *
+ * Mappings: each mapping of an anonymous folio is found.  Pages are moved to the other
+ * node, which works only if all mappings were found, and then must be the same page,
+ * with the same contents, in each process that shared it before.
+ *
+ * Races: pages are moved all the time while what maps them comes, moves and goes.  A
+ * mapping that is missed on the way keeps a migration entry for a page that nobody
+ * has: who touches it hangs, and who unmaps it makes the kernel complain.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+#include <linux/mempolicy.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "kselftest_harness.h"
+#include "vm_util.h"
+
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
+#endif
 
 #define NR_FORKS	10000
 #define NR_GENERATIONS	100000	/* or what the environment says */
@@ -249,6 +271,1224 @@ TEST_F_TIMEOUT(lifetime, chain_of_forks_is_bounded, 3600)
 	EXPECT_EQ(shared->forks, shared->generations);
 	EXPECT_EQ(shared->failed, 0);
 	EXPECT_EQ(spare_contexts(0), 0);
+}
+
+/* The memory that a test is about: some units, each of which is a page, or huge */
+#define MAX_UNITS	16
+#define MAX_MAPPERS	24
+
+enum kind { ANON, PRIVATE_FILE, THP, HUGETLB };
+
+static size_t unit_size(enum kind kind)
+{
+	return kind == THP || kind == HUGETLB ? HPAGE_SIZE : psize();
+}
+
+static int nr_units(enum kind kind)
+{
+	return kind == THP || kind == HUGETLB ? 4 : MAX_UNITS;
+}
+
+/* A process that maps it, and where */
+struct mapper {
+	pid_t pid;
+	char *addr;
+};
+
+/* All of them, in memory that they share */
+struct family {
+	struct mapper mappers[MAX_MAPPERS];
+	int nr;
+	size_t unit;
+	int units;
+	int failed;
+};
+
+/* Addresses that nothing else will have, aligned as huge pages want it */
+static char *reserve(size_t size)
+{
+	char *addr = mmap(NULL, size + HPAGE_SIZE, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (addr == MAP_FAILED)
+		return NULL;
+	return (char *)(((unsigned long)addr + HPAGE_SIZE - 1) & ~(HPAGE_SIZE - 1UL));
+}
+
+static char *map_at(char *addr, enum kind kind)
+{
+	size_t size = unit_size(kind) * nr_units(kind);
+	int flags = MAP_PRIVATE | MAP_FIXED, fd = -1;
+	char *got;
+
+	if (kind == PRIVATE_FILE) {
+		fd = memfd_create("cow_context", 0);
+		if (fd < 0 || ftruncate(fd, size))
+			return NULL;
+	} else {
+		flags |= MAP_ANONYMOUS;
+	}
+	if (kind == HUGETLB)
+		flags |= MAP_HUGETLB;
+
+	got = mmap(addr, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+	if (fd >= 0)
+		close(fd);
+	if (got == MAP_FAILED)
+		return NULL;
+	if (kind == THP)
+		madvise(got, size, MADV_HUGEPAGE);
+	return got;
+}
+
+static unsigned long *first_word(char *unit)
+{
+	return (unsigned long *)unit;
+}
+
+static unsigned long *last_word(char *unit, size_t size)
+{
+	return (unsigned long *)(unit + size) - 1;
+}
+
+static void fill(char *addr, int units, size_t unit, unsigned long seed)
+{
+	int i;
+
+	for (i = 0; i < units; i++, addr += unit) {
+		__atomic_store_n(first_word(addr), seed + i, __ATOMIC_RELAXED);
+		__atomic_store_n(last_word(addr, unit), ~(seed + i), __ATOMIC_RELAXED);
+	}
+}
+
+static bool filled(char *addr, int units, size_t unit, unsigned long seed)
+{
+	int i;
+
+	for (i = 0; i < units; i++, addr += unit) {
+		if (__atomic_load_n(first_word(addr), __ATOMIC_RELAXED) != seed + i ||
+		    __atomic_load_n(last_word(addr, unit), __ATOMIC_RELAXED) != ~(seed + i))
+			return false;
+	}
+	return true;
+}
+
+static void join(struct family *family, pid_t pid, char *addr)
+{
+	int nr = family->nr;
+
+	family->mappers[nr].pid = pid;
+	family->mappers[nr].addr = addr;
+	__atomic_store_n(&family->nr, nr + 1, __ATOMIC_RELEASE);
+}
+
+/*
+ * Forks a process that does with the memory at @addr what @act says, joins the family
+ * with the address that this returns, and waits for its end; for the time until then
+ * the caller waits.
+ */
+static pid_t spawn(struct family *family, char *(*act)(struct family *, char *), char *addr)
+{
+	int nr = family->nr;
+	pid_t pid = fork();
+
+	if (!pid) {
+		if (act)
+			addr = act(family, addr);
+		if (!addr)
+			__atomic_store_n(&family->failed, 1, __ATOMIC_RELEASE);
+		else
+			join(family, getpid(), addr);
+		for (;;)
+			pause();
+	}
+	while (pid > 0 && __atomic_load_n(&family->nr, __ATOMIC_ACQUIRE) == nr &&
+	       !__atomic_load_n(&family->failed, __ATOMIC_ACQUIRE))
+		usleep(1000);
+	if (pid < 0 || family->failed) {
+		family->failed = 1;
+		return -1;
+	}
+	/* More than one if it has a family of its own. */
+	while (family->mappers[family->nr - 1].pid != pid && !family->failed)
+		usleep(1000);
+	return family->failed ? -1 : pid;
+}
+
+/* Takes a process out of the family, for good */
+static void bury(struct family *family, pid_t pid)
+{
+	int i, left = 0;
+
+	for (i = 0; i < family->nr; i++)
+		if (family->mappers[i].pid != pid)
+			family->mappers[left++] = family->mappers[i];
+	family->nr = left;
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+static uint64_t pagemap_of(pid_t pid, const char *addr)
+{
+	char path[64];
+	uint64_t entry;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, sizeof(entry), (unsigned long)addr / psize() * sizeof(entry)) !=
+	    sizeof(entry))
+		entry = 0;
+	close(fd);
+	return entry;
+}
+
+static bool same_pages(struct family *family)
+{
+	int i, m;
+
+	for (i = 0; i < family->units; i++) {
+		uint64_t first = pagemap_of(family->mappers[0].pid,
+					    family->mappers[0].addr + i * family->unit);
+
+		if (!(first & PM_PRESENT))
+			return false;
+		for (m = 1; m < family->nr; m++) {
+			uint64_t entry = pagemap_of(family->mappers[m].pid,
+						    family->mappers[m].addr + i * family->unit);
+
+			if (!(entry & PM_PRESENT) || PAGEMAP_PFN(entry) != PAGEMAP_PFN(first))
+				return false;
+		}
+	}
+	return true;
+}
+
+/* Not by process_vm_readv(), which pins and so takes a copy */
+static ssize_t read_of(pid_t pid, const char *addr, char *to, size_t size)
+{
+	char path[64];
+	ssize_t done;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return -1;
+	done = pread(fd, to, size, (unsigned long)addr);
+	close(fd);
+	return done;
+}
+
+static bool same_contents(struct family *family, unsigned long seed)
+{
+	size_t size = family->units * family->unit;
+	char *copy = malloc(size);
+	bool same = true;
+	int m;
+
+	for (m = 0; m < family->nr && same; m++)
+		same = read_of(family->mappers[m].pid, family->mappers[m].addr, copy,
+			       size) == (ssize_t)size &&
+		       filled(copy, family->units, family->unit, seed);
+	free(copy);
+	return same;
+}
+
+/* Moves the pages of a process, wherever else they are mapped; how many are there now? */
+static int move_to(struct mapper *mapper, int units, size_t unit, int node)
+{
+	int nodes[MAX_UNITS], status[MAX_UNITS], i, tries, there = 0;
+	void *pages[MAX_UNITS];
+
+	for (i = 0; i < units; i++) {
+		pages[i] = mapper->addr + i * unit;
+		nodes[i] = node;
+	}
+	/* Somebody may have looked at a page in passing. */
+	for (tries = 0; tries < 20 && there < units; tries++) {
+		if (tries)
+			usleep(10000);
+		if (syscall(SYS_move_pages, mapper->pid, units, pages, nodes, status,
+			    MPOL_MF_MOVE_ALL) < 0)
+			return -errno;
+		for (i = there = 0; i < units; i++)
+			there += status[i] == node;
+	}
+	return there;
+}
+
+/* Each mapping is found from each process, and the memory is what it was */
+static void expect_all_found(struct __test_metadata *_metadata, struct family *family,
+			     unsigned long seed)
+{
+	int m, node;
+
+	EXPECT_EQ(family->failed, 0);
+	EXPECT_TRUE(same_contents(family, seed));
+	EXPECT_TRUE(same_pages(family));
+	for (m = 0; m < family->nr; m++) {
+		for (node = 0; node < 2; node++) {
+			EXPECT_EQ(move_to(&family->mappers[m], family->units, family->unit,
+					  node), family->units) {
+				TH_LOG("from process %d of %d to node %d", m, family->nr, node);
+			}
+			EXPECT_TRUE(same_pages(family));
+		}
+	}
+	EXPECT_TRUE(same_contents(family, seed));
+}
+
+static bool has_two_nodes(void)
+{
+	return access("/sys/devices/system/node/node1", F_OK) == 0;
+}
+
+static void set_hugetlb_pages(int nr)
+{
+	char path[128];
+	int node;
+
+	for (node = 0; node < 2; node++) {
+		snprintf(path, sizeof(path),
+			 "/sys/devices/system/node/node%d/hugepages/hugepages-2048kB/nr_hugepages",
+			 node);
+		write_num(path, nr);
+	}
+}
+
+static struct family *new_family(void)
+{
+	struct family *family = mmap(NULL, sizeof(*family), PROT_READ | PROT_WRITE,
+				     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return family == MAP_FAILED ? NULL : family;
+}
+
+static void end_family(struct family *family)
+{
+	int m;
+
+	for (m = 0; m < family->nr; m++)
+		if (family->mappers[m].pid != getpid())
+			kill(family->mappers[m].pid, SIGKILL);
+	reap_all();
+	munmap(family, sizeof(*family));
+}
+
+FIXTURE(mapped)
+{
+	struct family *family;
+	size_t size;
+	char *addr;
+};
+
+FIXTURE_VARIANT(mapped)
+{
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(mapped, anon)
+{
+	.kind = ANON,
+};
+
+FIXTURE_VARIANT_ADD(mapped, private_file)
+{
+	.kind = PRIVATE_FILE,
+};
+
+FIXTURE_VARIANT_ADD(mapped, thp)
+{
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(mapped, hugetlb)
+{
+	.kind = HUGETLB,
+};
+
+#define SEED	0x1000
+
+FIXTURE_SETUP(mapped)
+{
+	if (!has_two_nodes())
+		SKIP(return, "needs two NUMA nodes");
+
+	self->family = new_family();
+	ASSERT_NE(self->family, NULL);
+	/* Processes whose parent is gone are this one's to end. */
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	if (variant->kind == HUGETLB)
+		set_hugetlb_pages(16);
+
+	self->family->unit = unit_size(variant->kind);
+	self->family->units = nr_units(variant->kind);
+	self->size = self->family->unit * self->family->units;
+	self->addr = map_at(reserve(self->size), variant->kind);
+	ASSERT_NE(self->addr, NULL);
+	fill(self->addr, self->family->units, self->family->unit, SEED);
+}
+
+FIXTURE_TEARDOWN(mapped)
+{
+	end_family(self->family);
+	munmap(self->addr, self->size);
+	if (variant->kind == HUGETLB)
+		set_hugetlb_pages(0);
+}
+
+static char *with_a_child(struct family *family, char *addr)
+{
+	return spawn(family, NULL, addr) < 0 ? NULL : addr;
+}
+
+static char *with_a_line(struct family *family, char *addr)
+{
+	return spawn(family, with_a_child, addr) < 0 ? NULL : addr;
+}
+
+/* Parents come before children, and the dead are passed over */
+TEST_F_TIMEOUT(mapped, in_forks_of_forks, 300)
+{
+	struct family *family = self->family;
+	pid_t middle;
+
+	join(family, getpid(), self->addr);
+	ASSERT_GT(spawn(family, NULL, self->addr), 0);
+	ASSERT_GT(spawn(family, with_a_line, self->addr), 0);
+	expect_all_found(_metadata, family, SEED);
+
+	middle = family->mappers[3].pid;
+	bury(family, middle);
+	EXPECT_EQ(family->nr, 4);
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* The one that had the memory first is gone, and its own parent never had it */
+TEST_F_TIMEOUT(mapped, in_forks_without_parent, 300)
+{
+	struct family *family = self->family;
+
+	ASSERT_GT(spawn(family, with_a_line, self->addr), 0);
+	EXPECT_EQ(munmap(self->addr, self->size), 0);
+	bury(family, family->mappers[2].pid);
+	EXPECT_EQ(family->nr, 2);
+	expect_all_found(_metadata, family, SEED);
+}
+
+static char *move_mapping(struct family *family, char *addr, int flags)
+{
+	size_t size = family->unit * family->units;
+	char *to = reserve(size);
+
+	if (!to || mremap(addr, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) != to)
+		return NULL;
+	return to;
+}
+
+static char *moves(struct family *family, char *addr)
+{
+	return move_mapping(family, addr, 0);
+}
+
+/* Makes several VMAs of one, in place */
+static char *splits(struct family *family, char *addr)
+{
+	if (mprotect(addr + family->unit, family->unit, PROT_READ) ||
+	    mprotect(addr + 2 * family->unit, family->unit, PROT_NONE) ||
+	    mprotect(addr + 2 * family->unit, family->unit, PROT_READ))
+		return NULL;
+	return addr;
+}
+
+static char *moves_and_splits(struct family *family, char *addr)
+{
+	addr = moves(family, addr);
+	return addr ? splits(family, addr) : NULL;
+}
+
+static char *moves_away_and_back(struct family *family, char *addr)
+{
+	size_t size = family->unit * family->units;
+	char *to = move_mapping(family, addr, 0);
+
+	if (!to || mremap(to, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr) != addr)
+		return NULL;
+	return addr;
+}
+
+/* The address no longer follows from the page: in the child, its child, after splits */
+TEST_F_TIMEOUT(mapped, where_moved, 300)
+{
+	struct family *family = self->family;
+
+	join(family, getpid(), self->addr);
+	ASSERT_GT(spawn(family, moves, self->addr), 0);
+	ASSERT_GT(spawn(family, moves_and_splits, self->addr), 0);
+	ASSERT_GT(spawn(family, splits, self->addr), 0);
+	ASSERT_GT(spawn(family, moves_away_and_back, self->addr), 0);
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* The same where fork and split copy a VMA that was moved before */
+TEST_F_TIMEOUT(mapped, where_forked_after_move, 300)
+{
+	struct family *family = self->family;
+
+	self->addr = moves(family, self->addr);
+	ASSERT_NE(self->addr, NULL);
+	join(family, getpid(), self->addr);
+	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
+	ASSERT_GT(spawn(family, moves_and_splits, self->addr), 0);
+	ASSERT_GT(spawn(family, splits, self->addr), 0);
+	ASSERT_NE(splits(family, self->addr), NULL);
+	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* Parts moved one by one, the last first, so that the order of addresses is another */
+TEST_F_TIMEOUT(mapped, where_moved_in_parts, 300)
+{
+	struct family *family = self->family;
+	size_t half = self->size / 2;
+	struct family part = *family;
+	char *to = reserve(self->size);
+	pid_t pid;
+
+	ASSERT_NE(to, NULL);
+	ASSERT_EQ(mremap(self->addr + half, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, to),
+		  to);
+	ASSERT_EQ(mremap(self->addr, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, to + half),
+		  to + half);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	while (!pid)
+		pause();
+
+	part.units = family->units / 2;
+	join(&part, getpid(), to);
+	join(&part, pid, to);
+	expect_all_found(_metadata, &part, SEED + part.units);
+
+	part.nr = 0;
+	join(&part, getpid(), to + half);
+	join(&part, pid, to + half);
+	expect_all_found(_metadata, &part, SEED);
+
+	kill(pid, SIGKILL);
+	munmap(to, self->size);
+}
+
+/* What was unmapped around them does not hide the pages that are left */
+TEST_F_TIMEOUT(mapped, beside_holes, 300)
+{
+	struct family *family = self->family;
+	struct family part = *family;
+	size_t unit = family->unit;
+	pid_t pid;
+
+	ASSERT_NE(splits(family, self->addr), NULL);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		munmap(self->addr, unit);
+		munmap(self->addr + 3 * unit, self->size - 3 * unit);
+		for (;;)
+			pause();
+	}
+	part.units = 2;
+	join(&part, pid, self->addr + unit);
+	join(&part, getpid(), self->addr + unit);
+	while (pagemap_of(pid, self->addr + 3 * unit) & PM_PRESENT)
+		usleep(1000);
+	expect_all_found(_metadata, &part, SEED + 1);
+	kill(pid, SIGKILL);
+}
+
+FIXTURE(page)
+{
+	struct family *family;
+	size_t size;
+	char *addr;
+	int pagemap;
+};
+
+FIXTURE_SETUP(page)
+{
+	if (!has_two_nodes())
+		SKIP(return, "needs two NUMA nodes");
+
+	self->family = new_family();
+	ASSERT_NE(self->family, NULL);
+	self->family->unit = psize();
+	self->family->units = MAX_UNITS;
+	self->size = psize() * MAX_UNITS;
+	self->addr = map_at(reserve(self->size), ANON);
+	ASSERT_NE(self->addr, NULL);
+	fill(self->addr, MAX_UNITS, psize(), SEED);
+	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	ASSERT_GE(self->pagemap, 0);
+}
+
+FIXTURE_TEARDOWN(page)
+{
+	end_family(self->family);
+	close(self->pagemap);
+	munmap(self->addr, self->size);
+}
+
+/* What MREMAP_DONTUNMAP leaves has no memory, and gets some of its own */
+TEST_F_TIMEOUT(page, dontunmap, 300)
+{
+	struct family *family = self->family;
+	struct family left = *family;
+	char *to = move_mapping(family, self->addr, MREMAP_DONTUNMAP);
+	pid_t pid;
+
+	ASSERT_NE(to, NULL);
+	EXPECT_FALSE(pagemap_is_populated(self->pagemap, self->addr));
+	fill(self->addr, MAX_UNITS, psize(), SEED + 0x100);
+
+	join(family, getpid(), to);
+	pid = spawn(family, NULL, to);
+	ASSERT_GT(pid, 0);
+	expect_all_found(_metadata, family, SEED);
+
+	join(&left, getpid(), self->addr);
+	join(&left, pid, self->addr);
+	expect_all_found(_metadata, &left, SEED + 0x100);
+
+	/* And once more, from a place that is not its own */
+	self->addr = move_mapping(family, to, MREMAP_DONTUNMAP);
+	ASSERT_NE(self->addr, NULL);
+	fill(to, MAX_UNITS, psize(), SEED + 0x200);
+	ASSERT_GT(spawn(family, NULL, self->addr), 0);
+	left.nr = 0;
+	join(&left, getpid(), to);
+	join(&left, family->mappers[2].pid, to);
+	expect_all_found(_metadata, &left, SEED + 0x200);
+}
+
+static char *writes_and_has_a_child(struct family *family, char *addr)
+{
+	int i;
+
+	for (i = 0; i < MAX_UNITS; i++)
+		if (addr[i * psize()])
+			return NULL;
+	fill(addr, MAX_UNITS, psize(), SEED + 0x100);
+	/* A mapping that the child inherits, as it is */
+	if (madvise(addr, MAX_UNITS * psize(), MADV_KEEPONFORK))
+		return NULL;
+	return with_a_child(family, addr);
+}
+
+/* A moved mapping that a fork wipes begins anew in the child */
+TEST_F_TIMEOUT(page, wiped_on_fork, 300)
+{
+	struct family *family = self->family;
+
+	ASSERT_EQ(madvise(self->addr, self->size, MADV_WIPEONFORK), 0);
+	self->addr = moves(family, self->addr);
+	ASSERT_NE(self->addr, NULL);
+	ASSERT_GT(spawn(family, writes_and_has_a_child, self->addr), 0);
+	EXPECT_EQ(family->nr, 2);
+	expect_all_found(_metadata, family, SEED + 0x100);
+	EXPECT_TRUE(filled(self->addr, MAX_UNITS, psize(), SEED));
+}
+
+/* A mapping that a fork leaves out does not keep the one behind it from being found */
+TEST_F_TIMEOUT(page, left_out_of_fork, 300)
+{
+	struct family *family = self->family;
+	struct family part = *family;
+	pid_t pid;
+
+	ASSERT_EQ(madvise(self->addr, psize(), MADV_DONTFORK), 0);
+	part.units--;
+	join(&part, getpid(), self->addr + psize());
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	while (!pid)
+		pause();
+	join(&part, pid, self->addr + psize());
+	expect_all_found(_metadata, &part, SEED + 1);
+	kill(pid, SIGKILL);
+}
+
+static bool page_out(int pagemap, char *addr, int nr)
+{
+	int i, tries, swapped = 0;
+
+	for (tries = 0; tries < 50 && swapped < nr; tries++) {
+		if (madvise(addr, nr * psize(), MADV_PAGEOUT))
+			return false;
+		for (i = swapped = 0; i < nr; i++)
+			swapped += pagemap_is_swapped(pagemap, addr + i * psize());
+		if (swapped < nr)
+			usleep(10000);
+	}
+	return swapped == nr;
+}
+
+static char *reads(struct family *family, char *addr)
+{
+	force_read_pages(addr, MAX_UNITS, psize());
+	return addr;
+}
+
+static char *has_a_child_that_reads(struct family *family, char *addr)
+{
+	return spawn(family, reads, addr) < 0 ? NULL : addr;
+}
+
+/*
+ * A page that comes from swap where several may have it belongs to none of them:
+ * the first to read it is not who all others were forked from.
+ */
+TEST_F_TIMEOUT(page, swapped_in_by_a_child, 300)
+{
+	struct family *family = self->family;
+	char *addr = self->addr;
+
+	if (!page_out(self->pagemap, addr, MAX_UNITS))
+		SKIP(return, "needs swap");
+	ASSERT_GT(spawn(family, reads, addr), 0);
+	ASSERT_GT(spawn(family, has_a_child_that_reads, addr), 0);
+	reads(family, addr);
+	join(family, getpid(), addr);
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* The same with swapoff, which has all of them read it, in no order */
+TEST_F_TIMEOUT(page, swapped_in_by_swapoff, 300)
+{
+	char line[256], path[200] = "";
+	struct family *family = self->family;
+	char *addr = self->addr;
+	FILE *swaps;
+
+	if (!page_out(self->pagemap, addr, MAX_UNITS))
+		SKIP(return, "needs swap");
+	ASSERT_GT(spawn(family, NULL, addr), 0);
+	ASSERT_GT(spawn(family, with_a_child, addr), 0);
+	ASSERT_GT(spawn(family, moves, addr), 0);
+	join(family, getpid(), addr);
+
+	swaps = fopen("/proc/swaps", "r");
+	ASSERT_NE(swaps, NULL);
+	while (fgets(line, sizeof(line), swaps))
+		if (sscanf(line, "%199s", path) == 1 && path[0] == '/') {
+			ASSERT_EQ(swapoff(path), 0);
+			ASSERT_EQ(swapon(path, 0), 0);
+		}
+	fclose(swaps);
+	EXPECT_EQ(path[0], '/');
+	EXPECT_FALSE(pagemap_is_swapped(self->pagemap, addr));
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* A page that came back to the one who has it is that one's, wherever it was moved since */
+TEST_F_TIMEOUT(page, swapped_in_by_its_owner, 300)
+{
+	struct family *family = self->family;
+
+	self->addr = moves(family, self->addr);
+	ASSERT_NE(self->addr, NULL);
+	if (!page_out(self->pagemap, self->addr, MAX_UNITS))
+		SKIP(return, "needs swap");
+	reads(family, self->addr);
+	join(family, getpid(), self->addr);
+	ASSERT_GT(spawn(family, splits, self->addr), 0);
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* exec moves the stack, in every process: its pages are never where their offsets say */
+TEST_F_TIMEOUT(page, of_the_stack, 300)
+{
+	char room[4 * 4096], *stack = (char *)(((unsigned long)room + psize() - 1) &
+					       ~(psize() - 1UL));
+	struct family *family = self->family;
+	struct family part = *family;
+	pid_t pid;
+
+	part.units = 1;
+	fill(stack, 1, psize(), SEED);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	while (!pid)
+		pause();
+	join(&part, pid, stack);
+	join(&part, getpid(), stack);
+	expect_all_found(_metadata, &part, SEED);
+	kill(pid, SIGKILL);
+}
+
+/* Pages that userfaultfd moves have another offset from then on */
+TEST_F_TIMEOUT(page, moved_by_userfaultfd, 300)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MOVE };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct family *family = self->family;
+	struct uffdio_move move = {};
+	char *to = moves(family, map_at(reserve(self->size), ANON));
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	ASSERT_NE(to, NULL);
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		SKIP(return, "needs UFFDIO_MOVE");
+	reg.range.start = (unsigned long)to;
+	reg.range.len = self->size;
+	ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+
+	move.dst = (unsigned long)to;
+	move.src = (unsigned long)self->addr;
+	move.len = self->size;
+	ASSERT_EQ(ioctl(uffd, UFFDIO_MOVE, &move), 0);
+	EXPECT_EQ(move.move, (long long)self->size);
+	ASSERT_EQ(ioctl(uffd, UFFDIO_UNREGISTER, &reg.range), 0);
+	close(uffd);
+
+	join(family, getpid(), to);
+	ASSERT_GT(spawn(family, with_a_child, to), 0);
+	ASSERT_GT(spawn(family, moves, to), 0);
+	expect_all_found(_metadata, family, SEED);
+	munmap(to, self->size);
+}
+
+/* A page of KSM is found in who offered it, and in who was forked from there */
+TEST_F_TIMEOUT(page, merged_by_ksm, 300)
+{
+	struct family *family = self->family;
+	char *other = map_at(reserve(self->size), ANON);
+	int i, tries;
+
+	ASSERT_NE(other, NULL);
+	fill(other, MAX_UNITS, psize(), SEED);
+	self->addr = moves(family, self->addr);
+	ASSERT_NE(self->addr, NULL);
+
+	write_num("/sys/kernel/mm/ksm/pages_to_scan", 1000);
+	ASSERT_EQ(madvise(self->addr, self->size, MADV_MERGEABLE), 0);
+	ASSERT_EQ(madvise(other, self->size, MADV_MERGEABLE), 0);
+	for (tries = 0; tries < 20; tries++) {
+		ASSERT_EQ(ksm_start(), 0);
+		for (i = 0; i < MAX_UNITS; i++)
+			if (pagemap_get_pfn(self->pagemap, self->addr + i * psize()) !=
+			    pagemap_get_pfn(self->pagemap, other + i * psize()))
+				break;
+		if (i == MAX_UNITS)
+			break;
+	}
+	write_num("/sys/kernel/mm/ksm/run", 0);
+	ASSERT_EQ(i, MAX_UNITS);
+
+	join(family, getpid(), self->addr);
+	join(family, getpid(), other);
+	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
+	ASSERT_GT(spawn(family, splits, other), 0);
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_EQ(ksm_stop(), 0);
+	munmap(other, self->size);
+}
+
+/* The number of signals that the processes of a test got, in memory that they share */
+static int *told;
+
+static void on_sigbus(int signal, siginfo_t *info, void *context)
+{
+	__atomic_add_fetch(told, 1, __ATOMIC_RELAXED);
+}
+
+/* All who have a page that is broken lose it, and are told */
+TEST_F_TIMEOUT(page, with_broken_memory, 300)
+{
+	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+	struct family *family = self->family;
+	unsigned long pfn;
+	int m, tries;
+	char byte;
+
+	told = mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(told, MAP_FAILED);
+	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+
+	self->addr = moves(family, self->addr);
+	ASSERT_NE(self->addr, NULL);
+	ASSERT_GT(spawn(family, with_a_line, self->addr), 0);
+	ASSERT_GT(spawn(family, moves, self->addr), 0);
+	join(family, getpid(), self->addr);
+	EXPECT_TRUE(same_pages(family));
+
+	pfn = pagemap_get_pfn(self->pagemap, self->addr);
+	if (madvise(self->addr, psize(), MADV_HWPOISON))
+		SKIP(return, "needs memory failure");
+	for (m = 0; m < family->nr; m++) {
+		EXPECT_FALSE(pagemap_of(family->mappers[m].pid, family->mappers[m].addr) &
+			     PM_PRESENT);
+		EXPECT_EQ(read_of(family->mappers[m].pid, family->mappers[m].addr, &byte, 1),
+			  -1);
+	}
+	for (tries = 0; tries < 100 && *told < family->nr; tries++)
+		usleep(10000);
+	EXPECT_EQ(*told, family->nr);
+	for (m = 0; m < family->nr; m++)
+		EXPECT_EQ(kill(family->mappers[m].pid, 0), 0);
+	EXPECT_EQ(unpoison_memory(pfn), 0);
+}
+
+/* Soft offlining takes a good page away from all who have it, and nothing else */
+TEST_F_TIMEOUT(page, taken_offline, 300)
+{
+	struct family *family = self->family;
+	unsigned long before, after;
+
+	ASSERT_GT(spawn(family, with_a_line, self->addr), 0);
+	ASSERT_GT(spawn(family, moves, self->addr), 0);
+	join(family, getpid(), self->addr);
+	before = pagemap_get_pfn(self->pagemap, self->addr);
+	if (madvise(self->addr, psize(), MADV_SOFT_OFFLINE))
+		SKIP(return, "needs memory failure");
+	after = pagemap_get_pfn(self->pagemap, self->addr);
+	EXPECT_NE(after, before);
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_EQ(unpoison_memory(before), 0);
+}
+
+/* Compaction of all memory leaves each page where it is for all, or for none */
+TEST_F_TIMEOUT(page, while_compacting, 300)
+{
+	struct family *family = self->family;
+	int round;
+
+	self->addr = moves(family, self->addr);
+	ASSERT_NE(self->addr, NULL);
+	ASSERT_GT(spawn(family, with_a_line, self->addr), 0);
+	ASSERT_GT(spawn(family, moves_away_and_back, self->addr), 0);
+	join(family, getpid(), self->addr);
+	for (round = 0; round < 3; round++) {
+		write_num("/proc/sys/vm/compact_memory", 1);
+		EXPECT_TRUE(same_pages(family));
+		EXPECT_TRUE(same_contents(family, SEED));
+	}
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* A huge page that is split is mapped where it was, by all */
+TEST(split_huge_page)
+{
+	size_t size = HPAGE_SIZE, nr = size / psize();
+	struct family *family;
+	char *addr, command[128];
+	pid_t pid;
+
+	if (!has_two_nodes())
+		SKIP(return, "needs two NUMA nodes");
+	family = new_family();
+	ASSERT_NE(family, NULL);
+	addr = reserve(2 * size);
+	ASSERT_EQ(mmap(addr, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), addr);
+	ASSERT_EQ(madvise(addr, size, MADV_HUGEPAGE), 0);
+	fill(addr, nr, psize(), SEED);
+
+	family->unit = psize();
+	family->units = MAX_UNITS;
+	pid = spawn(family, with_a_line, addr);
+	ASSERT_GT(pid, 0);
+	ASSERT_EQ(mremap(addr, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr + size),
+		  addr + size);
+	join(family, getpid(), addr + size);
+	EXPECT_TRUE(same_pages(family));
+
+	snprintf(command, sizeof(command), "%d,0x%lx,0x%lx", pid, (unsigned long)addr,
+		 (unsigned long)addr + size);
+	write_file("/sys/kernel/debug/split_huge_pages", command, strlen(command) + 1);
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_TRUE(filled(addr + size, nr, psize(), SEED));
+	end_family(family);
+	munmap(addr + size, size);
+}
+
+/* So long each race runs, or as the environment says */
+#define RACE_SECONDS	10
+
+/* Pages of a race, and the VMAs that they are split into */
+#define RACE_UNITS	256
+#define MAX_CHILDREN	4
+
+FIXTURE(race)
+{
+	char *addr, *other;
+	size_t unit, size;
+	time_t end;
+	pid_t mover;
+	int units;
+};
+
+FIXTURE_VARIANT(race)
+{
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(race, anon)
+{
+	.kind = ANON,
+};
+
+FIXTURE_VARIANT_ADD(race, thp)
+{
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(race, hugetlb)
+{
+	.kind = HUGETLB,
+};
+
+/* Moves what there is of the memory to one node and to the other, for ever */
+static void move_for_ever(pid_t pid, char **places, int nr_places, int units, size_t unit)
+{
+	void *pages[2 * RACE_UNITS];
+	int nodes[2 * RACE_UNITS], status[2 * RACE_UNITS], node, i, place;
+
+	for (node = 0; ; node = !node) {
+		for (place = 0; place < nr_places; place++) {
+			for (i = 0; i < units; i++) {
+				pages[place * units + i] = places[place] + i * unit;
+				nodes[place * units + i] = node;
+			}
+		}
+		if (syscall(SYS_move_pages, pid, nr_places * units, pages, nodes, status,
+			    MPOL_MF_MOVE_ALL) < 0 && errno == ESRCH)
+			_exit(0);
+	}
+}
+
+static void map_for_race(char *addr, enum kind kind, size_t size)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+
+	if (kind == HUGETLB)
+		flags |= MAP_HUGETLB;
+	if (mmap(addr, size, PROT_READ | PROT_WRITE, flags, -1, 0) != addr)
+		_exit(2);
+	if (kind == THP)
+		madvise(addr, size, MADV_HUGEPAGE);
+}
+
+FIXTURE_SETUP(race)
+{
+	const char *seconds = getenv("RACE_SECONDS");
+	pid_t pid = getpid();
+
+	if (!has_two_nodes())
+		SKIP(return, "needs two NUMA nodes");
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	if (variant->kind == HUGETLB)
+		set_hugetlb_pages(24);
+	self->unit = unit_size(variant->kind);
+	self->units = variant->kind == ANON ? RACE_UNITS : nr_units(variant->kind);
+	self->size = self->unit * self->units;
+	self->addr = reserve(2 * self->size);
+	ASSERT_NE(self->addr, NULL);
+	self->other = self->addr + self->size;
+	map_for_race(self->addr, variant->kind, self->size);
+
+	/* It must not map the memory itself. */
+	self->mover = fork();
+	ASSERT_GE(self->mover, 0);
+	if (!self->mover) {
+		char *places[2] = { self->addr, self->other };
+
+		munmap(self->addr, self->size);
+		move_for_ever(pid, places, 2, self->units, self->unit);
+	}
+	fill(self->addr, self->units, self->unit, SEED);
+	self->end = time(NULL) + (seconds ? atoi(seconds) : RACE_SECONDS);
+}
+
+FIXTURE_TEARDOWN(race)
+{
+	EXPECT_EQ(waitpid(self->mover, NULL, WNOHANG), 0);
+	kill(self->mover, SIGKILL);
+	reap_all();
+	munmap(self->addr, 2 * self->size);
+	if (variant->kind == HUGETLB)
+		set_hugetlb_pages(0);
+}
+
+/* One VMA for each page or two, so that operations on all of them take their time */
+static void split_up(char *addr, int units, size_t unit)
+{
+	int i;
+
+	for (i = 0; i < units; i += 2)
+		mprotect(addr + i * unit, unit, PROT_READ | PROT_WRITE | PROT_EXEC);
+}
+
+/* Pages are moved between being taken out of the tree and out of the page tables */
+TEST_F_TIMEOUT(race, with_munmap, 300)
+{
+	unsigned long seed = SEED;
+
+	while (time(NULL) < self->end) {
+		split_up(self->addr, self->units, self->unit);
+		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
+		ASSERT_EQ(munmap(self->addr, self->size), 0);
+		map_for_race(self->addr, variant->kind, self->size);
+		fill(self->addr, self->units, self->unit, ++seed);
+	}
+}
+
+/* The same with a mapping that takes the place of another */
+TEST_F_TIMEOUT(race, with_map_fixed, 300)
+{
+	unsigned long seed = SEED;
+
+	while (time(NULL) < self->end) {
+		split_up(self->addr, self->units, self->unit);
+		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
+		map_for_race(self->addr, variant->kind, self->size);
+		fill(self->addr, self->units, self->unit, ++seed);
+	}
+}
+
+/* Children see what was there at the fork, and go as they like */
+TEST_F_TIMEOUT(race, with_fork_and_exit, 300)
+{
+	unsigned int seed = 1, children = 0;
+	int status;
+
+	split_up(self->addr, self->units, self->unit);
+	while (time(NULL) < self->end) {
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			seed += getpid();
+			if (rand_r(&seed) % 2)
+				fork();
+			if (rand_r(&seed) % 2 &&
+			    !filled(self->addr, self->units, self->unit, SEED))
+				_exit(1);
+			if (rand_r(&seed) % 2 && variant->kind != HUGETLB)
+				fill(self->addr + self->unit, 1, self->unit, 0);
+			_exit(0);
+		}
+		rand_r(&seed);
+		for (children++; children > MAX_CHILDREN; children--) {
+			ASSERT_GT(wait(&status), 0);
+			ASSERT_EQ(status, 0);
+		}
+		ASSERT_TRUE(filled(self->addr, self->units, self->unit, SEED));
+	}
+	/* The mover stays. */
+	while (children--) {
+		ASSERT_GT(wait(&status), 0);
+		ASSERT_EQ(status, 0);
+	}
+}
+
+/* A fork that ends half way takes back what it copied, while that is moved */
+TEST_F_TIMEOUT(race, with_fork_that_is_killed, 300)
+{
+	unsigned int seed = 1;
+
+	split_up(self->addr, self->units, self->unit);
+	while (time(NULL) < self->end) {
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		while (!pid) {
+			if (!fork())
+				_exit(0);
+		}
+		usleep(rand_r(&seed) % 20000);
+		kill(pid, SIGKILL);
+		ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+		/* Its children are this one's now. */
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		ASSERT_TRUE(filled(self->addr, self->units, self->unit, SEED));
+	}
+}
+
+/* Entries go from one place to the other, and back to where the pages belong */
+TEST_F_TIMEOUT(race, with_mremap_and_back, 300)
+{
+	while (time(NULL) < self->end) {
+		ASSERT_EQ(mremap(self->addr, self->size, self->size,
+				 MREMAP_MAYMOVE | MREMAP_FIXED, self->other), self->other);
+		ASSERT_TRUE(filled(self->other, self->units, self->unit, SEED));
+		ASSERT_EQ(mremap(self->other, self->size, self->size,
+				 MREMAP_MAYMOVE | MREMAP_FIXED, self->addr), self->addr);
+		ASSERT_TRUE(filled(self->addr, self->units, self->unit, SEED));
+	}
+}
+
+struct toucher {
+	pthread_barrier_t *barrier;
+	char *addr;
+	size_t unit;
+	int units;
+	int split;
+};
+
+static void *touch_or_split(void *data)
+{
+	struct toucher *toucher = data;
+
+	pthread_barrier_wait(toucher->barrier);
+	if (toucher->split)
+		mprotect(toucher->addr + toucher->split * toucher->unit, toucher->unit,
+			 PROT_READ | PROT_WRITE | PROT_EXEC);
+	else
+		fill(toucher->addr, toucher->units, toucher->unit, SEED);
+	return NULL;
+}
+
+/*
+ * The first touch of a mapping, by several threads, while another one splits it: memory
+ * that its VMA does not know of would be missing in a child.
+ */
+TEST_F_TIMEOUT(race, with_first_touch, 300)
+{
+	struct toucher touchers[3] = {};
+	pthread_barrier_t barrier;
+	pthread_t threads[3];
+	int i, status;
+	pid_t pid;
+
+	ASSERT_EQ(pthread_barrier_init(&barrier, NULL, 3), 0);
+	while (time(NULL) < self->end) {
+		map_for_race(self->addr, variant->kind, self->size);
+		for (i = 0; i < 3; i++) {
+			touchers[i] = (struct toucher) {
+				.barrier = &barrier,
+				.addr = self->addr,
+				.unit = self->unit,
+				.units = self->units,
+				.split = i == 2 ? self->units / 2 : 0,
+			};
+			ASSERT_EQ(pthread_create(&threads[i], NULL, touch_or_split,
+						 &touchers[i]), 0);
+		}
+		for (i = 0; i < 3; i++)
+			pthread_join(threads[i], NULL);
+
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			_exit(!filled(self->addr, self->units, self->unit, SEED));
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+	pthread_barrier_destroy(&barrier);
 }
 
 TEST_HARNESS_MAIN
