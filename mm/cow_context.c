@@ -267,7 +267,8 @@ EXPORT_SYMBOL_IF_KUNIT(cow_context_fork);
  * goes on.  So when it has seen more contexts than there were, and some, it
  * closes the gate of the tree, and is left with those forks that are through.
  *
- * Context: May sleep.  No lock is held that a walk could wait for.
+ * Context: May sleep.  No lock is held that a walk could wait for; that of the
+ *	    uprobes for fork() may be.
  * Return: 0, or -ERESTARTSYS on a fatal signal.
  */
 int cow_context_wait_for_walks(struct cow_context *context)
@@ -363,7 +364,7 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 	}
 
 	for (; context; context = cow_context_step(top, context)) {
-		if (unlikely(!walk->left--))
+		if (unlikely(!walk->gated && !walk->left--))
 			cow_context_close_gate(walk);
 
 		/* One that is being freed cannot be kept: try with the next. */

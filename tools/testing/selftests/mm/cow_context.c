@@ -1219,11 +1219,14 @@ TEST(split_huge_page)
 
 /* Pages of a race, and the VMAs that they are split into */
 #define RACE_UNITS	256
+
+/* More than there may be committed once more, where a fork is to fail */
+#define ROOM_SIZE	(1UL << 30)
 #define MAX_CHILDREN	4
 
 FIXTURE(race)
 {
-	char *addr, *other;
+	char *addr, *other, *room;
 	size_t unit, size;
 	time_t end;
 	pid_t mover;
@@ -1294,8 +1297,12 @@ FIXTURE_SETUP(race)
 	self->unit = unit_size(variant->kind);
 	self->units = variant->kind == ANON ? RACE_UNITS : nr_units(variant->kind);
 	self->size = self->unit * self->units;
+	/* It is behind the other two, as mappings are put below each other. */
+	self->room = mmap(NULL, ROOM_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(self->room, MAP_FAILED);
 	self->addr = reserve(2 * self->size);
 	ASSERT_NE(self->addr, NULL);
+	ASSERT_LT(self->addr, self->room);
 	self->other = self->addr + self->size;
 	map_for_race(self->addr, variant->kind, self->size);
 
@@ -1318,6 +1325,7 @@ FIXTURE_TEARDOWN(race)
 	kill(self->mover, SIGKILL);
 	reap_all();
 	munmap(self->addr, 2 * self->size);
+	munmap(self->room, ROOM_SIZE);
 	if (variant->kind == HUGETLB)
 		set_hugetlb_pages(0);
 }
@@ -1331,6 +1339,14 @@ static void split_up(char *addr, int units, size_t unit)
 		mprotect(addr + i * unit, unit, PROT_READ | PROT_WRITE | PROT_EXEC);
 }
 
+/* Long enough for the mover to be anywhere, as it waits while VMAs change */
+static void let_move(void)
+{
+	static unsigned int seed = 1;
+
+	usleep(rand_r(&seed) % 20000);
+}
+
 /* Pages are moved between being taken out of the tree and out of the page tables */
 TEST_F_TIMEOUT(race, with_munmap, 300)
 {
@@ -1339,6 +1355,7 @@ TEST_F_TIMEOUT(race, with_munmap, 300)
 	while (time(NULL) < self->end) {
 		split_up(self->addr, self->units, self->unit);
 		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
+		let_move();
 		ASSERT_EQ(munmap(self->addr, self->size), 0);
 		map_for_race(self->addr, variant->kind, self->size);
 		fill(self->addr, self->units, self->unit, ++seed);
@@ -1353,6 +1370,7 @@ TEST_F_TIMEOUT(race, with_map_fixed, 300)
 	while (time(NULL) < self->end) {
 		split_up(self->addr, self->units, self->unit);
 		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
+		let_move();
 		map_for_race(self->addr, variant->kind, self->size);
 		fill(self->addr, self->units, self->unit, ++seed);
 	}
@@ -1394,28 +1412,48 @@ TEST_F_TIMEOUT(race, with_fork_and_exit, 300)
 	}
 }
 
-/* A fork that ends half way takes back what it copied, while that is moved */
-TEST_F_TIMEOUT(race, with_fork_that_is_killed, 300)
+static unsigned long meminfo(const char *name)
 {
-	unsigned int seed = 1;
+	char line[128], found[64];
+	unsigned long value = 0, kilobytes;
+	FILE *file = fopen("/proc/meminfo", "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%63[^:]: %lu", found, &kilobytes) == 2 && !strcmp(found, name))
+			value = kilobytes;
+	if (file)
+		fclose(file);
+	return value;
+}
+
+/* A fork that ends half way takes back what it copied, while that is moved */
+TEST_F_TIMEOUT(race, with_fork_that_fails, 300)
+{
+	unsigned long mode = read_num("/proc/sys/vm/overcommit_memory");
+	unsigned long ratio = read_num("/proc/sys/vm/overcommit_ratio");
+	unsigned long failed = 0;
+	pid_t pid = -1;
 
 	split_up(self->addr, self->units, self->unit);
-	while (time(NULL) < self->end) {
-		pid_t pid = fork();
-
-		ASSERT_GE(pid, 0);
-		while (!pid) {
-			if (!fork())
-				_exit(0);
-		}
-		usleep(rand_r(&seed) % 20000);
-		kill(pid, SIGKILL);
-		ASSERT_EQ(waitpid(pid, NULL, 0), pid);
-		/* Its children are this one's now. */
-		while (waitpid(-1, NULL, WNOHANG) > 0)
-			;
-		ASSERT_TRUE(filled(self->addr, self->units, self->unit, SEED));
+	/* What comes last cannot be committed twice. */
+	ASSERT_EQ(mprotect(self->room, ROOM_SIZE, PROT_READ | PROT_WRITE), 0);
+	write_num("/proc/sys/vm/overcommit_kbytes",
+		  meminfo("Committed_AS") + ROOM_SIZE / 2048 - meminfo("SwapTotal"));
+	write_num("/proc/sys/vm/overcommit_memory", 2);
+	while (time(NULL) < self->end && pid < 0) {
+		pid = fork();
+		if (!pid)
+			_exit(1);
+		failed += pid < 0;
+		if (!filled(self->addr, self->units, self->unit, SEED))
+			break;
+		let_move();
 	}
+	write_num("/proc/sys/vm/overcommit_memory", mode);
+	write_num("/proc/sys/vm/overcommit_ratio", ratio);
+	EXPECT_EQ(pid, -1);
+	EXPECT_GT(failed, 0);
+	EXPECT_TRUE(filled(self->addr, self->units, self->unit, SEED));
 }
 
 /* Entries go from one place to the other, and back to where the pages belong */
