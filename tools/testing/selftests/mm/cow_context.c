@@ -1221,7 +1221,7 @@ TEST(split_huge_page)
 #define RACE_UNITS	256
 
 /* More than there may be committed once more, where a fork is to fail */
-#define ROOM_SIZE	(1UL << 30)
+#define ROOM_SIZE	(512UL * HPAGE_SIZE)
 #define MAX_CHILDREN	4
 
 FIXTURE(race)
@@ -1412,7 +1412,7 @@ TEST_F_TIMEOUT(race, with_fork_and_exit, 300)
 	}
 }
 
-static unsigned long meminfo(const char *name)
+static unsigned long read_meminfo(const char *name)
 {
 	char line[128], found[64];
 	unsigned long value = 0, kilobytes;
@@ -1438,7 +1438,7 @@ TEST_F_TIMEOUT(race, with_fork_that_fails, 300)
 	/* What comes last cannot be committed twice. */
 	ASSERT_EQ(mprotect(self->room, ROOM_SIZE, PROT_READ | PROT_WRITE), 0);
 	write_num("/proc/sys/vm/overcommit_kbytes",
-		  meminfo("Committed_AS") + ROOM_SIZE / 2048 - meminfo("SwapTotal"));
+		  read_meminfo("Committed_AS") + ROOM_SIZE / 2048 - read_meminfo("SwapTotal"));
 	write_num("/proc/sys/vm/overcommit_memory", 2);
 	while (time(NULL) < self->end && pid < 0) {
 		pid = fork();
