@@ -1253,6 +1253,16 @@ FIXTURE_VARIANT_ADD(race, hugetlb)
 	.kind = HUGETLB,
 };
 
+/* Counts its time from when it is asked for the first time */
+static bool goes_on(time_t *end)
+{
+	const char *seconds = getenv("RACE_SECONDS");
+
+	if (!*end)
+		*end = time(NULL) + (seconds ? atoi(seconds) : RACE_SECONDS);
+	return time(NULL) < *end;
+}
+
 /* Moves what there is of the memory to one node and to the other, for ever */
 static void move_for_ever(pid_t pid, char **places, int nr_places, int units, size_t unit)
 {
@@ -1286,7 +1296,6 @@ static void map_for_race(char *addr, enum kind kind, size_t size)
 
 FIXTURE_SETUP(race)
 {
-	const char *seconds = getenv("RACE_SECONDS");
 	pid_t pid = getpid();
 
 	if (!has_two_nodes())
@@ -1316,7 +1325,6 @@ FIXTURE_SETUP(race)
 		move_for_ever(pid, places, 2, self->units, self->unit);
 	}
 	fill(self->addr, self->units, self->unit, SEED);
-	self->end = time(NULL) + (seconds ? atoi(seconds) : RACE_SECONDS);
 }
 
 FIXTURE_TEARDOWN(race)
@@ -1352,7 +1360,7 @@ TEST_F_TIMEOUT(race, with_munmap, 300)
 {
 	unsigned long seed = SEED;
 
-	while (time(NULL) < self->end) {
+	while (goes_on(&self->end)) {
 		split_up(self->addr, self->units, self->unit);
 		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
 		let_move();
@@ -1367,7 +1375,7 @@ TEST_F_TIMEOUT(race, with_map_fixed, 300)
 {
 	unsigned long seed = SEED;
 
-	while (time(NULL) < self->end) {
+	while (goes_on(&self->end)) {
 		split_up(self->addr, self->units, self->unit);
 		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
 		let_move();
@@ -1383,7 +1391,7 @@ TEST_F_TIMEOUT(race, with_fork_and_exit, 300)
 	int status;
 
 	split_up(self->addr, self->units, self->unit);
-	while (time(NULL) < self->end) {
+	while (goes_on(&self->end)) {
 		pid_t pid = fork();
 
 		ASSERT_GE(pid, 0);
@@ -1440,7 +1448,7 @@ TEST_F_TIMEOUT(race, with_fork_that_fails, 300)
 	write_num("/proc/sys/vm/overcommit_kbytes",
 		  read_meminfo("Committed_AS") + ROOM_SIZE / 2048 - read_meminfo("SwapTotal"));
 	write_num("/proc/sys/vm/overcommit_memory", 2);
-	while (time(NULL) < self->end && pid < 0) {
+	while (goes_on(&self->end) && pid < 0) {
 		pid = fork();
 		if (!pid)
 			_exit(1);
@@ -1459,7 +1467,7 @@ TEST_F_TIMEOUT(race, with_fork_that_fails, 300)
 /* Entries go from one place to the other, and back to where the pages belong */
 TEST_F_TIMEOUT(race, with_mremap_and_back, 300)
 {
-	while (time(NULL) < self->end) {
+	while (goes_on(&self->end)) {
 		ASSERT_EQ(mremap(self->addr, self->size, self->size,
 				 MREMAP_MAYMOVE | MREMAP_FIXED, self->other), self->other);
 		ASSERT_TRUE(filled(self->other, self->units, self->unit, SEED));
@@ -1503,7 +1511,7 @@ TEST_F_TIMEOUT(race, with_first_touch, 300)
 	pid_t pid;
 
 	ASSERT_EQ(pthread_barrier_init(&barrier, NULL, 3), 0);
-	while (time(NULL) < self->end) {
+	while (goes_on(&self->end)) {
 		map_for_race(self->addr, variant->kind, self->size);
 		for (i = 0; i < 3; i++) {
 			touchers[i] = (struct toucher) {
