@@ -315,9 +315,8 @@ static char *reserve(size_t size)
 	return (char *)(((unsigned long)addr + HPAGE_SIZE - 1) & ~(HPAGE_SIZE - 1UL));
 }
 
-static char *map_at(char *addr, enum kind kind)
+static char *map_at(char *addr, enum kind kind, size_t size)
 {
-	size_t size = unit_size(kind) * nr_units(kind);
 	int flags = MAP_PRIVATE | MAP_FIXED, fd = -1;
 	char *got;
 
@@ -428,7 +427,7 @@ static void bury(struct family *family, pid_t pid)
 	waitpid(pid, NULL, 0);
 }
 
-static uint64_t pagemap_of(pid_t pid, const char *addr)
+static uint64_t pagemap_of(pid_t pid, char *addr)
 {
 	char path[64];
 	uint64_t entry;
@@ -438,9 +437,7 @@ static uint64_t pagemap_of(pid_t pid, const char *addr)
 	fd = open(path, O_RDONLY);
 	if (fd < 0)
 		return 0;
-	if (pread(fd, &entry, sizeof(entry), (unsigned long)addr / psize() * sizeof(entry)) !=
-	    sizeof(entry))
-		entry = 0;
+	entry = pagemap_get_entry(fd, addr);
 	close(fd);
 	return entry;
 }
@@ -627,7 +624,7 @@ FIXTURE_SETUP(mapped)
 	self->family->unit = unit_size(variant->kind);
 	self->family->units = nr_units(variant->kind);
 	self->size = self->family->unit * self->family->units;
-	self->addr = map_at(reserve(self->size), variant->kind);
+	self->addr = map_at(reserve(self->size), variant->kind, self->size);
 	ASSERT_NE(self->addr, NULL);
 	fill(self->addr, self->family->units, self->family->unit, SEED);
 }
@@ -826,7 +823,7 @@ FIXTURE_SETUP(page)
 	self->family->unit = psize();
 	self->family->units = MAX_UNITS;
 	self->size = psize() * MAX_UNITS;
-	self->addr = map_at(reserve(self->size), ANON);
+	self->addr = map_at(reserve(self->size), ANON, self->size);
 	ASSERT_NE(self->addr, NULL);
 	fill(self->addr, MAX_UNITS, psize(), SEED);
 	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
@@ -1034,7 +1031,7 @@ TEST_F_TIMEOUT(page, moved_by_userfaultfd, 300)
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct family *family = self->family;
 	struct uffdio_move move = {};
-	char *to = moves(family, map_at(reserve(self->size), ANON));
+	char *to = moves(family, map_at(reserve(self->size), ANON, self->size));
 	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
 
 	ASSERT_NE(to, NULL);
@@ -1063,7 +1060,7 @@ TEST_F_TIMEOUT(page, moved_by_userfaultfd, 300)
 TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 {
 	struct family *family = self->family;
-	char *other = map_at(reserve(self->size), ANON);
+	char *other = map_at(reserve(self->size), ANON, self->size);
 	int i, tries;
 
 	ASSERT_NE(other, NULL);
@@ -1282,18 +1279,6 @@ static void move_for_ever(pid_t pid, char **places, int nr_places, int units, si
 	}
 }
 
-static void map_for_race(char *addr, enum kind kind, size_t size)
-{
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-
-	if (kind == HUGETLB)
-		flags |= MAP_HUGETLB;
-	if (mmap(addr, size, PROT_READ | PROT_WRITE, flags, -1, 0) != addr)
-		_exit(2);
-	if (kind == THP)
-		madvise(addr, size, MADV_HUGEPAGE);
-}
-
 FIXTURE_SETUP(race)
 {
 	pid_t pid = getpid();
@@ -1313,7 +1298,7 @@ FIXTURE_SETUP(race)
 	ASSERT_NE(self->addr, NULL);
 	ASSERT_LT(self->addr, self->room);
 	self->other = self->addr + self->size;
-	map_for_race(self->addr, variant->kind, self->size);
+	ASSERT_EQ(map_at(self->addr, variant->kind, self->size), self->addr);
 
 	/* It must not map the memory itself. */
 	self->mover = fork();
@@ -1365,7 +1350,7 @@ TEST_F_TIMEOUT(race, with_munmap, 300)
 		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
 		let_move();
 		ASSERT_EQ(munmap(self->addr, self->size), 0);
-		map_for_race(self->addr, variant->kind, self->size);
+		ASSERT_EQ(map_at(self->addr, variant->kind, self->size), self->addr);
 		fill(self->addr, self->units, self->unit, ++seed);
 	}
 }
@@ -1379,7 +1364,7 @@ TEST_F_TIMEOUT(race, with_map_fixed, 300)
 		split_up(self->addr, self->units, self->unit);
 		ASSERT_TRUE(filled(self->addr, self->units, self->unit, seed));
 		let_move();
-		map_for_race(self->addr, variant->kind, self->size);
+		ASSERT_EQ(map_at(self->addr, variant->kind, self->size), self->addr);
 		fill(self->addr, self->units, self->unit, ++seed);
 	}
 }
@@ -1512,7 +1497,7 @@ TEST_F_TIMEOUT(race, with_first_touch, 300)
 
 	ASSERT_EQ(pthread_barrier_init(&barrier, NULL, 3), 0);
 	while (goes_on(&self->end)) {
-		map_for_race(self->addr, variant->kind, self->size);
+		ASSERT_EQ(map_at(self->addr, variant->kind, self->size), self->addr);
 		for (i = 0; i < 3; i++) {
 			touchers[i] = (struct toucher) {
 				.barrier = &barrier,
