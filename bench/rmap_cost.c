@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What fork, exit and faults cost with many VMAs that have anonymous memory.
+ * What fork, exit and faults cost with many VMAs that have anonymous memory, and
+ * what it costs to walk over the mappings of a page.
  *
  * Made for a guest whose clock counts instructions. Prints a number and what it
  * is on each line; the cheapest of some rounds, as timer interrupts only add.
  */
 #define _GNU_SOURCE
 #include <err.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +22,7 @@
 #define PAGE	4096L
 #define NR	1000
 #define ROUNDS	5
+#define HUGE	(2L << 20)
 
 struct cost {
 	long fork, exit;
@@ -116,14 +122,171 @@ static void at_depth(int depth, struct cost empty)
 		_exit(0);
 }
 
-int main(void)
+static uint64_t pfn_of(const char *p)
 {
-	struct cost empty = fork_and_exit();
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry;
+
+	if (fd < 0 || pread(fd, &entry, 8, (uintptr_t)p / PAGE * 8) != 8)
+		err(1, "pagemap");
+	close(fd);
+	entry &= (1ULL << 55) - 1;
+	if (!entry)
+		errx(1, "no page");
+	return entry;
+}
+
+/* Marking a page idle is a walk over its mappings, and little else. */
+static long walk(uint64_t pfn)
+{
+	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
+	uint64_t bit = 1ULL << pfn % 64, seen;
+	long cost, best = 0;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		long start = now();
+
+		if (pwrite(fd, &bit, 8, pfn / 64 * 8) != 8)
+			err(1, "page_idle");
+		cost = now() - start;
+		if (!i || cost < best)
+			best = cost;
+	}
+	if (pread(fd, &seen, 8, pfn / 64 * 8) != 8 || !(seen & bit))
+		errx(1, "the page was not walked");
+	close(fd);
+	return best;
+}
+
+/* One way to the other node, and back. */
+static long migrate(char *p)
+{
+	long cost, best = 0;
+
+	for (int i = 0; i < 2 * ROUNDS; i++) {
+		int node = !(i % 2), status;
+		void *page = p;
+		long start = now();
+
+		if (syscall(SYS_move_pages, 0, 1UL, &page, &node, &status, 2))
+			err(1, "move_pages");
+		cost = now() - start;
+		if (status != node)
+			errx(1, "page not moved: %d", status);
+		if (!i || cost < best)
+			best = cost;
+	}
+	return best;
+}
+
+/* Pages that have just been faulted in are on no LRU list yet. */
+static void drain_lru(void)
+{
+	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+
+	if (write(fd, "1", 1) != 1)
+		err(1, "drop_caches");
+	close(fd);
+}
+
+/* A huge page that children share becomes small ones. */
+static long split(char *p)
+{
+	int fd = open("/sys/kernel/debug/split_huge_pages", O_WRONLY), length;
+	char command[64];
+	long start;
+
+	length = snprintf(command, sizeof(command), "%d,%p,%p", getpid(), p, p + HUGE);
+	start = now();
+	if (write(fd, command, length + 1) < 0)
+		err(1, "split_huge_pages");
+	close(fd);
+	return now() - start;
+}
+
+static void walks(int nr_children)
+{
+	char *huge = map(2 * HUGE / PAGE), *p = map(2), what[96], c;
+	pid_t pids[nr_children];
+	int up[2];
+
+	huge = (char *)(((uintptr_t)huge + HUGE - 1) & -HUGE);
+	if (madvise(huge, HUGE, MADV_HUGEPAGE))
+		err(1, "madvise");
+	/* The second page is this process's own again. */
+	huge[0] = p[0] = p[PAGE] = 1;
+	if (pipe(up))
+		err(1, "pipe");
+	for (int i = 0; i < nr_children; i++) {
+		pids[i] = fork();
+		if (pids[i] < 0)
+			err(1, "fork");
+		if (!pids[i]) {
+			p[PAGE] = 2;
+			if (write(up[1], "", 1) != 1)
+				err(1, "write");
+			pause();
+			_exit(0);
+		}
+		if (read(up[0], &c, 1) != 1)
+			err(1, "read");
+	}
+	p[PAGE] = 3;
+	drain_lru();
+
+	snprintf(what, sizeof(what), "walk, %d children share the page", nr_children);
+	print(what, walk(pfn_of(p)));
+	snprintf(what, sizeof(what), "walk, %d children have copies", nr_children);
+	print(what, walk(pfn_of(p + PAGE)));
+	snprintf(what, sizeof(what), "migration, %d children have copies", nr_children);
+	print(what, migrate(p + PAGE));
+	snprintf(what, sizeof(what), "split, %d children share the huge page", nr_children);
+	print(what, split(huge));
+
+	for (int i = 0; i < nr_children; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+	close(up[0]);
+	close(up[1]);
+	munmap(p, 2 * PAGE);
+}
+
+static long exec(void)
+{
+	long cost, best = 0;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		long start = now();
+		pid_t pid = vfork();
+
+		if (!pid) {
+			execl("/proc/self/exe", "rmap_cost", "nothing", NULL);
+			_exit(1);
+		}
+		if (pid < 0)
+			err(1, "vfork");
+		waitpid(pid, NULL, 0);
+		cost = now() - start;
+		if (!i || cost < best)
+			best = cost;
+	}
+	return best;
+}
+
+int main(int argc, char **argv)
+{
+	struct cost empty;
 	long start;
 	char *p;
 
+	if (argc > 1)
+		return 0;
+	empty = fork_and_exit();
+
 	print("fork of a process with nothing", empty.fork);
 	print("exit of a process with nothing", empty.exit);
+	print("vfork, exec and exit", exec());
 
 	p = map(NR);
 	touch(p, 0);
@@ -157,5 +320,11 @@ int main(void)
 
 	at_depth(0, empty);
 	at_depth(10, empty);
+	munmap(p, NR * PAGE);
+
+	walks(0);
+	walks(10);
+	walks(100);
+	walks(1000);
 	return 0;
 }

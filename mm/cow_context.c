@@ -203,13 +203,13 @@ void cow_context_detach(struct cow_context *context)
 	if (!context->mm)
 		return;
 
-	down_write(&context->rwsem);
+	cow_context_lock_write(context);
 	/*
 	 * Who sees NULL without taking the lock must also see the page tables
 	 * empty: down_write() does not order them before the store.
 	 */
 	smp_store_release(&context->mm, NULL);
-	up_write(&context->rwsem);
+	cow_context_unlock_write(context);
 
 	/* Nobody looks at the index of a context without mm. */
 	rbtree_postorder_for_each_entry_safe(moved, next,
@@ -361,6 +361,7 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 	} else {
 		context = top;
 		walk->left = READ_ONCE(top->root->nr) + COW_CONTEXT_WALK_AHEAD;
+		cow_context_walk_begins(walk);
 	}
 
 	for (; context; context = cow_context_step(top, context)) {
@@ -414,6 +415,7 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 	rcu_read_unlock();
 
 	cow_context_open_gate(walk);
+	cow_context_walk_ends(walk);
 	walk->pos = NULL;
 	return NULL;
 
@@ -446,6 +448,7 @@ void cow_context_walk_end(struct cow_context_walk *walk)
 	up_read(&context->rwsem);
 	rcu_read_unlock();
 	cow_context_open_gate(walk);
+	cow_context_walk_ends(walk);
 	walk->pos = NULL;
 }
 EXPORT_SYMBOL_IF_KUNIT(cow_context_walk_end);

@@ -118,6 +118,7 @@ int cow_context_wait_for_walks(struct cow_context *context);
  * @contended: Set if that has happened.
  * @gated: The walk keeps forks waiting.
  * @left: So many contexts more, and it will.
+ * @start: When it began.
  *
  * Use DEFINE_COW_CONTEXT_WALK().
  */
@@ -128,6 +129,9 @@ struct cow_context_walk {
 	bool			try_lock;
 	bool			contended;
 	bool			gated;
+#ifdef CONFIG_DEBUG_COW_CONTEXT
+	u64			start;
+#endif
 };
 
 #define DEFINE_COW_CONTEXT_WALK(name, _top, _try_lock)	\
@@ -139,10 +143,24 @@ struct cow_context_walk {
 struct cow_context *cow_context_walk_next(struct cow_context_walk *walk);
 void cow_context_walk_end(struct cow_context_walk *walk);
 
+#ifdef CONFIG_DEBUG_COW_CONTEXT
+void cow_context_lock_write(struct cow_context *context);
+void cow_context_walk_begins(struct cow_context_walk *walk);
+void cow_context_walk_ends(const struct cow_context_walk *walk);
+#else
 static inline void cow_context_lock_write(struct cow_context *context)
 {
 	down_write(&context->rwsem);
 }
+
+static inline void cow_context_walk_begins(struct cow_context_walk *walk)
+{
+}
+
+static inline void cow_context_walk_ends(const struct cow_context_walk *walk)
+{
+}
+#endif
 
 static inline void cow_context_unlock_write(struct cow_context *context)
 {
@@ -219,5 +237,31 @@ struct cow_vma_iter {
 	}
 
 struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter);
+
+/**
+ * struct cow_check - what a check of anonymous memory has seen
+ * @mms: Number of mms.
+ * @pages: Mappings of pages, huge ones counted once.
+ * @swap_cache: Entries of pages in the swap cache.
+ * @migrating: Entries of pages that are being migrated.
+ * @walks: Walks from contexts to an mm that maps folios of theirs.
+ * @wrong: What was not right.
+ * @owners: The depths of the contexts whose folios the mm maps, one bit each.
+ * @quiet: Print nothing.
+ */
+struct cow_check {
+	unsigned long	mms;
+	unsigned long	pages;
+	unsigned long	swap_cache;
+	unsigned long	migrating;
+	unsigned long	walks;
+	unsigned long	wrong;
+	u64		owners;
+	bool		quiet;
+};
+
+#ifdef CONFIG_DEBUG_COW_CONTEXT
+int cow_check_mm(struct cow_check *check, struct mm_struct *mm);
+#endif
 
 #endif /* __MM_COW_CONTEXT_H */

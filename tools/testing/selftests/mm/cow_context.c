@@ -517,6 +517,19 @@ static int move_to(struct mapper *mapper, int units, size_t unit, int node)
 	return there;
 }
 
+/* Does the kernel's own check find nothing wrong, if it has one? */
+static bool check_passes(void)
+{
+	int fd = open("/sys/kernel/debug/cow_context/check", O_WRONLY);
+	bool passes;
+
+	if (fd < 0)
+		return true;
+	passes = write(fd, "1", 1) == 1;
+	close(fd);
+	return passes;
+}
+
 /* Each mapping is found from each process, and the memory is what it was */
 static void expect_all_found(struct __test_metadata *_metadata, struct family *family,
 			     unsigned long seed)
@@ -524,6 +537,7 @@ static void expect_all_found(struct __test_metadata *_metadata, struct family *f
 	int m, node;
 
 	EXPECT_EQ(family->failed, 0);
+	EXPECT_TRUE(check_passes());
 	EXPECT_TRUE(same_contents(family, seed));
 	EXPECT_TRUE(same_pages(family));
 	for (m = 0; m < family->nr; m++) {
@@ -536,6 +550,7 @@ static void expect_all_found(struct __test_metadata *_metadata, struct family *f
 		}
 	}
 	EXPECT_TRUE(same_contents(family, seed));
+	EXPECT_TRUE(check_passes());
 }
 
 static bool has_two_nodes(void)
@@ -1056,32 +1071,38 @@ TEST_F_TIMEOUT(page, moved_by_userfaultfd, 300)
 	munmap(to, self->size);
 }
 
+/* Has KSM merge memory of the same contents */
+static bool merge(int pagemap, char *one, char *other)
+{
+	int i = 0, tries;
+
+	if (madvise(one, MAX_UNITS * psize(), MADV_MERGEABLE) ||
+	    madvise(other, MAX_UNITS * psize(), MADV_MERGEABLE))
+		return false;
+	write_num("/sys/kernel/mm/ksm/pages_to_scan", 1000);
+	for (tries = 0; tries < 20 && i < MAX_UNITS; tries++) {
+		if (ksm_start())
+			return false;
+		for (i = 0; i < MAX_UNITS; i++)
+			if (pagemap_get_pfn(pagemap, one + i * psize()) !=
+			    pagemap_get_pfn(pagemap, other + i * psize()))
+				break;
+	}
+	write_num("/sys/kernel/mm/ksm/run", 0);
+	return i == MAX_UNITS;
+}
+
 /* A page of KSM is found in who offered it, and in who was forked from there */
 TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 {
 	struct family *family = self->family;
 	char *other = map_at(reserve(self->size), ANON, self->size);
-	int i, tries;
 
 	ASSERT_NE(other, NULL);
 	fill(other, MAX_UNITS, psize(), SEED);
 	self->addr = moves(family, self->addr);
 	ASSERT_NE(self->addr, NULL);
-
-	write_num("/sys/kernel/mm/ksm/pages_to_scan", 1000);
-	ASSERT_EQ(madvise(self->addr, self->size, MADV_MERGEABLE), 0);
-	ASSERT_EQ(madvise(other, self->size, MADV_MERGEABLE), 0);
-	for (tries = 0; tries < 20; tries++) {
-		ASSERT_EQ(ksm_start(), 0);
-		for (i = 0; i < MAX_UNITS; i++)
-			if (pagemap_get_pfn(self->pagemap, self->addr + i * psize()) !=
-			    pagemap_get_pfn(self->pagemap, other + i * psize()))
-				break;
-		if (i == MAX_UNITS)
-			break;
-	}
-	write_num("/sys/kernel/mm/ksm/run", 0);
-	ASSERT_EQ(i, MAX_UNITS);
+	ASSERT_TRUE(merge(self->pagemap, self->addr, other));
 
 	join(family, getpid(), self->addr);
 	join(family, getpid(), other);
@@ -1090,6 +1111,35 @@ TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 	expect_all_found(_metadata, family, SEED);
 	EXPECT_EQ(ksm_stop(), 0);
 	munmap(other, self->size);
+}
+
+static char *merges(struct family *family, char *addr)
+{
+	char *other = map_at(reserve(MAX_UNITS * psize()), ANON, MAX_UNITS * psize());
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	bool merged;
+
+	if (!other || pagemap < 0)
+		return NULL;
+	fill(other, MAX_UNITS, psize(), SEED);
+	merged = merge(pagemap, addr, other);
+	close(pagemap);
+	return merged ? addr : NULL;
+}
+
+/*
+ * What a process has from the one that it was forked from can be merged, too.  KSM does
+ * not know who else has it then: it can be moved when these are gone.
+ */
+TEST_F_TIMEOUT(page, merged_by_ksm_in_a_child, 300)
+{
+	struct family *family = self->family;
+
+	ASSERT_GT(spawn(family, merges, self->addr), 0);
+	EXPECT_TRUE(filled(self->addr, MAX_UNITS, psize(), SEED));
+	EXPECT_EQ(munmap(self->addr, self->size), 0);
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_EQ(ksm_stop(), 0);
 }
 
 /* The number of signals that the processes of a test got, in memory that they share */
@@ -1175,40 +1225,69 @@ TEST_F_TIMEOUT(page, while_compacting, 300)
 	expect_all_found(_metadata, family, SEED);
 }
 
-/* A huge page that is split is mapped where it was, by all */
-TEST(split_huge_page)
+FIXTURE(huge_page)
 {
-	size_t size = HPAGE_SIZE, nr = size / psize();
 	struct family *family;
-	char *addr, command[128];
-	pid_t pid;
+	char *addr;
+	int nr;
+};
 
+/* There is room for another one behind it. */
+FIXTURE_SETUP(huge_page)
+{
 	if (!has_two_nodes())
 		SKIP(return, "needs two NUMA nodes");
-	family = new_family();
-	ASSERT_NE(family, NULL);
-	addr = reserve(2 * size);
-	ASSERT_EQ(mmap(addr, size, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), addr);
-	ASSERT_EQ(madvise(addr, size, MADV_HUGEPAGE), 0);
-	fill(addr, nr, psize(), SEED);
+	self->family = new_family();
+	ASSERT_NE(self->family, NULL);
+	self->family->unit = psize();
+	self->family->units = MAX_UNITS;
+	self->nr = HPAGE_SIZE / psize();
+	self->addr = map_at(reserve(2 * HPAGE_SIZE), THP, HPAGE_SIZE);
+	ASSERT_NE(self->addr, NULL);
+	fill(self->addr, self->nr, psize(), SEED);
+}
 
-	family->unit = psize();
-	family->units = MAX_UNITS;
+FIXTURE_TEARDOWN(huge_page)
+{
+	end_family(self->family);
+	munmap(self->addr, HPAGE_SIZE);
+}
+
+/* A huge page that is split is mapped where it was, by all */
+TEST_F_TIMEOUT(huge_page, split, 300)
+{
+	struct family *family = self->family;
+	char *addr = self->addr, command[128];
+	pid_t pid;
+
 	pid = spawn(family, with_a_line, addr);
 	ASSERT_GT(pid, 0);
-	ASSERT_EQ(mremap(addr, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr + size),
-		  addr + size);
-	join(family, getpid(), addr + size);
+	self->addr += HPAGE_SIZE;
+	ASSERT_EQ(mremap(addr, HPAGE_SIZE, HPAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 self->addr), self->addr);
+	join(family, getpid(), self->addr);
 	EXPECT_TRUE(same_pages(family));
 
 	snprintf(command, sizeof(command), "%d,0x%lx,0x%lx", pid, (unsigned long)addr,
-		 (unsigned long)addr + size);
+		 (unsigned long)addr + HPAGE_SIZE);
 	write_file("/sys/kernel/debug/split_huge_pages", command, strlen(command) + 1);
 	expect_all_found(_metadata, family, SEED);
-	EXPECT_TRUE(filled(addr + size, nr, psize(), SEED));
-	end_family(family);
-	munmap(addr + size, size);
+	EXPECT_TRUE(filled(self->addr, self->nr, psize(), SEED));
+}
+
+/*
+ * A fork gets half of it.  What is mapped by nobody else, and is found first, does not
+ * stand for what is.
+ */
+TEST_F_TIMEOUT(huge_page, half_left_out_of_fork, 300)
+{
+	struct family *family = self->family;
+
+	ASSERT_EQ(madvise(self->addr + HPAGE_SIZE / 2, HPAGE_SIZE / 2, MADV_DONTFORK), 0);
+	join(family, getpid(), self->addr);
+	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_TRUE(filled(self->addr, self->nr, psize(), SEED));
 }
 
 /* So long each race runs, or as the environment says */
@@ -1314,6 +1393,7 @@ FIXTURE_SETUP(race)
 
 FIXTURE_TEARDOWN(race)
 {
+	EXPECT_TRUE(check_passes());
 	EXPECT_EQ(waitpid(self->mover, NULL, WNOHANG), 0);
 	kill(self->mover, SIGKILL);
 	reap_all();
@@ -1369,13 +1449,17 @@ TEST_F_TIMEOUT(race, with_map_fixed, 300)
 	}
 }
 
-/* Children see what was there at the fork, and go as they like */
+/* Children see what was there at the fork, but for a part, and go as they like */
 TEST_F_TIMEOUT(race, with_fork_and_exit, 300)
 {
 	unsigned int seed = 1, children = 0;
 	int status;
 
 	split_up(self->addr, self->units, self->unit);
+	ASSERT_EQ(map_at(self->other, variant->kind, self->size), self->other);
+	fill(self->other, self->units, self->unit, SEED);
+	split_up(self->other, self->units, self->unit);
+	ASSERT_EQ(madvise(self->other, self->size, MADV_DONTFORK), 0);
 	while (goes_on(&self->end)) {
 		pid_t pid = fork();
 

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Does the reverse map find all anonymous memory that is mapped?
+ *
+ * A pass goes the other way: through the page tables of each mm.  Whatever maps
+ * a folio there, or will, must be found from the folio:
+ *
+ *  - the folio's context is that of the mm, or of one that it was forked from;
+ *  - the index of the mm leads from the folio's page offset to this VMA, and
+ *    the VMA to this address;
+ *  - a walk from the folio's context comes to the mm.
+ *
+ * Writing to cow_context/check in debugfs starts a pass; it fails with EUCLEAN
+ * if anything was wrong, which the log tells.  Reading tells what was looked at,
+ * and how long walks and those who waited for them took at most.
+ */
+#include <linux/atomic.h>
+#include <linux/debugfs.h>
+#include <linux/hugetlb.h>
+#include <linux/ktime.h>
+#include <linux/leafops.h>
+#include <linux/mm.h>
+#include <linux/mmap_lock.h>
+#include <linux/pagemap.h>
+#include <linux/pagewalk.h>
+#include <linux/pid.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/seq_file.h>
+
+#include "cow_context.h"
+#include "internal.h"
+#include "swap.h"
+
+/* So many complaints of a pass are printed. */
+#define COW_CHECK_MAX_PRINT	20
+
+static atomic64_t longest_wait, longest_walk;	/* ns */
+
+static void cow_check_took(atomic64_t *longest, u64 start)
+{
+	const s64 took = ktime_get_ns() - start;
+	s64 old = atomic64_read(longest);
+
+	while (took > old && !atomic64_try_cmpxchg(longest, &old, took))
+		;
+}
+
+/**
+ * cow_context_lock_write() - Keep walks out of an mm, and see how long that takes.
+ * @context: The context of the mm.
+ *
+ * Context: mmap_lock held; sleeps until no walk looks into the mm.
+ */
+void cow_context_lock_write(struct cow_context *context)
+{
+	const u64 start = ktime_get_ns();
+
+	down_write(&context->rwsem);
+	cow_check_took(&longest_wait, start);
+}
+
+/**
+ * cow_context_walk_begins() - Note when a walk begins.
+ * @walk: The walk.
+ */
+void cow_context_walk_begins(struct cow_context_walk *walk)
+{
+	walk->start = ktime_get_ns();
+}
+
+/**
+ * cow_context_walk_ends() - Note how long a walk took.
+ * @walk: The walk.
+ */
+void cow_context_walk_ends(const struct cow_context_walk *walk)
+{
+	cow_check_took(&longest_walk, walk->start);
+}
+
+static void __printf(4, 5) cow_check_wrong(struct cow_check *check,
+					   const struct mm_struct *mm,
+					   unsigned long addr,
+					   const char *fmt, ...)
+{
+	struct va_format vaf = { .fmt = fmt };
+	va_list args;
+
+	if (check->quiet || ++check->wrong > COW_CHECK_MAX_PRINT) {
+		check->wrong += check->quiet;
+		return;
+	}
+
+	va_start(args, fmt);
+	vaf.va = &args;
+	pr_err("BUG: cow_context: mm %p, address %lx: %pV\n", mm, addr, &vaf);
+	va_end(args);
+}
+
+/* What is mapped, or was before it was swapped out or migrates, at an address */
+static void cow_check_page(struct cow_check *check, struct vm_area_struct *vma,
+			   unsigned long addr, const struct folio *folio,
+			   const struct cow_context *owner,
+			   const struct page *page)
+{
+	struct cow_context *context = vma->vm_mm->cow_context;
+	const pgoff_t pgoff = page_pgoff(folio, page);
+	DEFINE_COW_VMA_ITER(iter, context, pgoff, pgoff);
+	struct vm_area_struct *found;
+
+	if (cow_context_inherits(context, owner))
+		check->owners |= BIT_ULL(owner->depth);
+	else
+		cow_check_wrong(check, vma->vm_mm, addr,
+				"folio %p belongs to %p, from which it was not forked",
+				folio, owner);
+
+	do {
+		found = cow_vma_iter_next(&iter);
+	} while (found && found != vma);
+
+	if (!found)
+		cow_check_wrong(check, vma->vm_mm, addr,
+				"VMA %lx-%lx (word %lx, offset %lx) not found for offset %lx",
+				vma->vm_start, vma->vm_end, vma->vm_cow,
+				vma_start_anon_pgoff(vma), pgoff);
+	else if (vma_anon_address(vma, pgoff, 1) != addr)
+		cow_check_wrong(check, vma->vm_mm, addr,
+				"found at %lx for offset %lx",
+				vma_anon_address(vma, pgoff, 1), pgoff);
+}
+
+static void cow_check_mapped(struct cow_check *check, struct vm_area_struct *vma,
+			     unsigned long addr, const struct page *page,
+			     unsigned long *counter)
+{
+	const struct folio *folio = page_folio(page);
+	/* There is none for what KSM has or is about to have, which it finds itself. */
+	const struct cow_context *owner = folio_cow_context(folio);
+
+	if (!owner)
+		return;
+	++*counter;
+	cow_check_page(check, vma, addr, folio, owner, page);
+}
+
+/*
+ * A slot that KSM shared may be referred to by anybody, at any address.  Who swaps
+ * it in takes a copy if the folio in the swap cache is not that of the
+ * address: see ksm_might_need_to_copy().  So such an entry will map no folio that
+ * would not be found.
+ */
+static bool cow_check_is_copied(const struct vm_area_struct *vma, unsigned long addr,
+				pte_t pte, const struct folio *folio,
+				const struct cow_context *owner)
+{
+	return IS_ENABLED(CONFIG_KSM) && !pte_swp_exclusive(pte) &&
+	       !folio_test_large(folio) &&
+	       (folio_pgoff(folio) != linear_anon_page_index(vma, addr) ||
+		!cow_context_inherits(vma->vm_mm->cow_context, owner));
+}
+
+static void cow_check_swap(struct cow_check *check, struct vm_area_struct *vma,
+			   unsigned long addr, pte_t pte, softleaf_t entry)
+{
+	struct folio *folio = swap_cache_get_folio(entry);
+	const struct cow_context *owner;
+
+	if (!folio)
+		return;
+	/* Until it is locked it may be about to belong to somebody. */
+	if (folio_trylock(folio)) {
+		owner = folio_cow_context(folio);
+		if (folio_matches_swap_entry(folio, entry) && owner &&
+		    !cow_check_is_copied(vma, addr, pte, folio, owner)) {
+			const unsigned long nr = swp_offset(entry) -
+						 swp_offset(folio->swap);
+
+			check->swap_cache++;
+			cow_check_page(check, vma, addr, folio, owner,
+				       folio_page(folio, nr));
+		}
+		folio_unlock(folio);
+	}
+	folio_put(folio);
+}
+
+static void cow_check_leaf(struct cow_check *check, struct vm_area_struct *vma,
+			   unsigned long addr, softleaf_t entry)
+{
+	if (softleaf_is_migration(entry))
+		cow_check_mapped(check, vma, addr, softleaf_to_page(entry),
+				 &check->migrating);
+	else if (softleaf_is_device_private(entry) ||
+		 softleaf_is_device_exclusive(entry))
+		cow_check_mapped(check, vma, addr, softleaf_to_page(entry),
+				 &check->pages);
+}
+
+static bool cow_check_ptes(struct cow_check *check, struct vm_area_struct *vma,
+			   pmd_t *pmd, unsigned long addr, unsigned long end)
+{
+	pte_t *start_pte, *ptep;
+	spinlock_t *ptl;	/* of the page table */
+
+	start_pte = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	if (!start_pte)
+		return false;
+
+	for (ptep = start_pte; addr < end; ptep++, addr += PAGE_SIZE) {
+		const pte_t pte = ptep_get(ptep);
+		const struct page *page;
+		softleaf_t entry;
+
+		if (pte_none(pte))
+			continue;
+		if (pte_present(pte)) {
+			page = vm_normal_page(vma, addr, pte);
+			if (page)
+				cow_check_mapped(check, vma, addr, page,
+						 &check->pages);
+			continue;
+		}
+		entry = softleaf_from_pte(pte);
+		if (softleaf_is_swap(entry))
+			cow_check_swap(check, vma, addr, pte, entry);
+		else
+			cow_check_leaf(check, vma, addr, entry);
+	}
+	pte_unmap_unlock(start_pte, ptl);
+	return true;
+}
+
+static void cow_check_huge_pmd(struct cow_check *check, struct vm_area_struct *vma,
+			       unsigned long addr, pmd_t pmd)
+{
+	const struct page *page;
+
+	if (pmd_present(pmd)) {
+		page = vm_normal_page_pmd(vma, addr, pmd);
+		if (page)
+			cow_check_mapped(check, vma, addr, page, &check->pages);
+	} else {
+		cow_check_leaf(check, vma, addr, softleaf_from_pmd(pmd));
+	}
+}
+
+static int cow_check_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
+			 struct mm_walk *walk)
+{
+	struct cow_context *context = walk->mm->cow_context;
+	spinlock_t *ptl;	/* of the page table */
+
+	down_read(&context->rwsem);
+	ptl = pmd_trans_huge_lock(pmd, walk->vma);
+	if (ptl) {
+		cow_check_huge_pmd(walk->private, walk->vma, addr & PMD_MASK,
+				   pmdp_get(pmd));
+		spin_unlock(ptl);
+	} else if (!cow_check_ptes(walk->private, walk->vma, pmd, addr, end)) {
+		walk->action = ACTION_AGAIN;
+	}
+	up_read(&context->rwsem);
+	cond_resched();
+	return 0;
+}
+
+#ifdef CONFIG_HUGETLB_PAGE
+static int cow_check_hugetlb(pte_t *ptep, unsigned long hmask, unsigned long addr,
+			     unsigned long end, struct mm_walk *walk)
+{
+	struct cow_context *context = walk->mm->cow_context;
+	struct vm_area_struct *vma = walk->vma;
+	struct cow_check *check = walk->private;
+	spinlock_t *ptl;	/* of the page table */
+	pte_t pte;
+
+	addr &= hmask;
+	down_read(&context->rwsem);
+	ptl = huge_pte_lock(hstate_vma(vma), walk->mm, ptep);
+	pte = huge_ptep_get(walk->mm, addr, ptep);
+	if (pte_present(pte))
+		cow_check_mapped(check, vma, addr, pte_page(pte), &check->pages);
+	else if (!pte_none(pte))
+		cow_check_leaf(check, vma, addr, softleaf_from_pte(pte));
+	spin_unlock(ptl);
+	up_read(&context->rwsem);
+	cond_resched();
+	return 0;
+}
+#else
+#define cow_check_hugetlb NULL
+#endif
+
+/* VM_PFNMAP does not keep a private mapping from having anonymous memory. */
+static int cow_check_skips_vma(unsigned long addr, unsigned long end,
+			       struct mm_walk *walk)
+{
+	return !vma_is_cow_mapping(walk->vma);
+}
+
+static const struct mm_walk_ops cow_check_ops = {
+	.test_walk	= cow_check_skips_vma,
+	.pmd_entry	= cow_check_pmd,
+	.hugetlb_entry	= cow_check_hugetlb,
+	.walk_lock	= PGWALK_RDLOCK,
+};
+
+static bool cow_check_visits(struct cow_context *top,
+			     const struct cow_context *context)
+{
+	DEFINE_COW_CONTEXT_WALK(walk, top, false);
+	const struct cow_context *pos;
+
+	do {
+		pos = cow_context_walk_next(&walk);
+	} while (pos && pos != context);
+	cow_context_walk_end(&walk);
+
+	return pos;
+}
+
+/**
+ * cow_check_mm() - Check the anonymous memory of an mm.
+ * @check: What was found until now, which this adds to.
+ * @mm: The mm, which has a user.
+ *
+ * Context: Takes mmap_lock and, under it, one cow_context->rwsem at a time.
+ * Return: 0, or -EINTR on a fatal signal.
+ */
+int cow_check_mm(struct cow_check *check, struct mm_struct *mm)
+{
+	struct cow_context *context = mm->cow_context, *top;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+
+	check->mms++;
+	check->owners = 0;
+	walk_page_range(mm, 0, mm->task_size, &cow_check_ops, check);
+
+	for (top = context->owner; top; top = top->parent) {
+		if (!(check->owners & BIT_ULL(top->depth)))
+			continue;
+		check->walks++;
+		if (!cow_check_visits(top, context))
+			cow_check_wrong(check, mm, 0,
+					"not visited by a walk from %p", top);
+	}
+	mmap_read_unlock(mm);
+
+	return 0;
+}
+
+static struct cow_check last_check;
+static DEFINE_MUTEX(cow_check_lock);
+
+/* The mm of the next task.  That of several threads is seen more than once. */
+static struct mm_struct *cow_check_next_mm(int *nr)
+{
+	struct task_struct *task;
+	struct mm_struct *mm;
+	struct pid *pid;
+
+	for (;;) {
+		rcu_read_lock();
+		pid = find_ge_pid(*nr, &init_pid_ns);
+		if (!pid) {
+			rcu_read_unlock();
+			return NULL;
+		}
+		*nr = pid_nr(pid) + 1;
+		task = get_pid_task(pid, PIDTYPE_PID);
+		rcu_read_unlock();
+		if (!task)
+			continue;
+
+		mm = get_task_mm(task);
+		put_task_struct(task);
+		if (mm)
+			return mm;
+	}
+}
+
+static int cow_check_all(struct cow_check *check)
+{
+	struct mm_struct *mm, *last = NULL;
+	int nr = 1, err = 0;
+
+	while (!err && (mm = cow_check_next_mm(&nr))) {
+		if (mm != last)
+			err = cow_check_mm(check, mm);
+		if (last)
+			mmput(last);
+		last = mm;
+	}
+	if (last)
+		mmput(last);
+	return err;
+}
+
+static ssize_t cow_check_write(struct file *file, const char __user *buf,
+			       size_t count, loff_t *pos)
+{
+	struct cow_check check = {};
+	int err;
+
+	err = cow_check_all(&check);
+	mutex_lock(&cow_check_lock);
+	last_check = check;
+	mutex_unlock(&cow_check_lock);
+
+	if (!err && check.wrong)
+		err = -EUCLEAN;
+	return err ?: count;
+}
+
+static int cow_check_show(struct seq_file *seq, void *unused)
+{
+	struct cow_check check;
+
+	mutex_lock(&cow_check_lock);
+	check = last_check;
+	mutex_unlock(&cow_check_lock);
+
+	seq_printf(seq, "mms\t\t%lu\n", check.mms);
+	seq_printf(seq, "pages\t\t%lu\n", check.pages);
+	seq_printf(seq, "swap_cache\t%lu\n", check.swap_cache);
+	seq_printf(seq, "migrating\t%lu\n", check.migrating);
+	seq_printf(seq, "walks\t\t%lu\n", check.walks);
+	seq_printf(seq, "wrong\t\t%lu\n", check.wrong);
+	seq_printf(seq, "longest_walk\t%lld ns\n", atomic64_read(&longest_walk));
+	seq_printf(seq, "longest_wait\t%lld ns\n", atomic64_read(&longest_wait));
+	return 0;
+}
+
+static int cow_check_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, cow_check_show, NULL);
+}
+
+static const struct file_operations cow_check_fops = {
+	.owner		= THIS_MODULE,
+	.open		= cow_check_open,
+	.read		= seq_read,
+	.write		= cow_check_write,
+	.llseek		= seq_lseek,
+	.release	= single_release,
+};
+
+static int __init cow_check_init(void)
+{
+	struct dentry *dir = debugfs_create_dir("cow_context", NULL);
+
+	debugfs_create_file("check", 0600, dir, NULL, &cow_check_fops);
+	return 0;
+}
+late_initcall(cow_check_init);

@@ -1,0 +1,1426 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * COW contexts: random operations of many processes on anonymous memory, while its
+ * pages are moved, swapped, merged, split and collapsed under them.
+ *
+ * Workers are processes that fork, exec and exit, parents often before their children.
+ * Each has some regions of memory of which it knows, for each page, who wrote it last
+ * and when.  What it does to them is random, and so is what disturbers do to the memory
+ * of all: they move pages, compact, reclaim, swap off, merge, and so on.  A page that is
+ * lost, stale or somebody else's is not what its worker expects; an entry that a walk
+ * has missed makes a worker hang, or the kernel complain.  After each round the kernel's
+ * own check is run, if there is one.
+ *
+ * What each worker does follows from its seed and, in children, from that of the parent;
+ * what the others do at the same time does not.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <linux/mempolicy.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "kselftest.h"
+#include "vm_util.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE		25
+#endif
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
+#endif
+
+#define PAGE		4096UL
+#define HUGE		(2UL << 20)
+#define HUGE_PAGES	(HUGE / PAGE)
+
+/* All workers have their memory at the same addresses, where disturbers find it. */
+#define ARENA		((char *)0x100000000000UL)
+#define PLACE_SIZE	(2 * HUGE)
+#define NR_PLACES	2
+
+/* What is in a private file where nobody has written */
+#define FILE_TAG	0x8000000000000000ULL
+
+#define CHECK		"/sys/kernel/debug/cow_context/check"
+#define CGROUP		"/sys/fs/cgroup/cow_context_stress"
+
+#define MAX_WORKERS	256
+#define NR_TOUCHERS	2
+
+/* A worker that takes longer for one operation hangs. */
+#define HANG_SECONDS	120
+
+/* In each page, so many words are looked at. */
+#define NR_WORDS	8
+
+enum kind { ANON, PRIVATE_FILE, THP, HUGETLB, NR_KINDS };
+
+static const struct {
+	int pages;
+	int unit;
+} kinds[NR_KINDS] = {
+	[ANON]		= { 128, 1 },
+	[PRIVATE_FILE]	= { 128, 1 },
+	[THP]		= { 2 * HUGE_PAGES, 1 },
+	[HUGETLB]	= { 2 * HUGE_PAGES, HUGE_PAGES },
+};
+
+/* Of operations, and of disturbers */
+#define MAX_COUNTS	32
+
+struct slot {
+	pid_t pid;
+	unsigned int operation;
+	time_t since;
+	bool paused;
+};
+
+/* In memory that all processes share */
+static struct shared {
+	struct slot slots[MAX_WORKERS];
+	unsigned long done[MAX_COUNTS];		/* by operation */
+	unsigned long disturbed[MAX_COUNTS];	/* by disturber */
+	unsigned long reads, writes, forks, checks;
+	int live;
+	int max_live;
+	int serial;
+	bool pause;
+	bool stop;
+	int failed;
+	char failure[512];
+} *shared;
+
+static int shared_fd, file_fd;
+
+struct page {
+	uint64_t tag;		/* who wrote it, and when; or base */
+	uint64_t base;		/* what is there if nobody has */
+	unsigned char place;
+	bool wiped;		/* in children */
+	bool locked;
+};
+
+/*
+ * The lock is held for read while a page is used, which is locked for that; and for
+ * write while pages come, go or move.  At fork all are held for write, so that the
+ * child's memory is what it knows.
+ */
+static struct region {
+	pthread_rwlock_t lock;
+	enum kind kind;
+	struct page *pages;	/* none, if there was no memory for it */
+	bool read_only;		/* of huge pages there may be none for a copy */
+} regions[NR_KINDS] = {
+	{ .kind = ANON },
+	{ .kind = PRIVATE_FILE },
+	{ .kind = THP },
+	{ .kind = HUGETLB },
+};
+
+static struct slot *slot;
+static char *broken;		/* a page that memory failure takes away */
+static unsigned int serial, sequence;
+static uint64_t random_state;
+static pthread_t touchers[NR_TOUCHERS];
+static int nr_touchers;
+static bool touchers_run;
+
+static void count(unsigned long *counter, unsigned long nr)
+{
+	__atomic_add_fetch(counter, nr, __ATOMIC_RELAXED);
+}
+
+static void __printf(1, 2) fail(const char *format, ...)
+{
+	va_list args;
+
+	if (!__atomic_exchange_n(&shared->failed, 1, __ATOMIC_ACQ_REL)) {
+		va_start(args, format);
+		vsnprintf(shared->failure, sizeof(shared->failure), format, args);
+		va_end(args);
+	}
+	__atomic_store_n(&shared->stop, true, __ATOMIC_RELEASE);
+}
+
+static bool stopped(void)
+{
+	return __atomic_load_n(&shared->stop, __ATOMIC_ACQUIRE);
+}
+
+/* xorshift64*, which is the same everywhere */
+static unsigned int random_of(uint64_t *state, unsigned int limit)
+{
+	*state ^= *state >> 12;
+	*state ^= *state << 25;
+	*state ^= *state >> 27;
+	return (unsigned int)((*state * 0x2545f4914f6cdd1dULL) >> 33) % limit;
+}
+
+static unsigned int random_below(unsigned int limit)
+{
+	return random_of(&random_state, limit);
+}
+
+static uint64_t new_seed(uint64_t seed, unsigned int number)
+{
+	seed = (seed + number) * 0x9e3779b97f4a7c15ULL;
+	return (seed ^ seed >> 29) | 1;
+}
+
+static char *place_of(enum kind kind, int place)
+{
+	return ARENA + (kind * NR_PLACES + place) * PLACE_SIZE;
+}
+
+static char *address(const struct region *region, int nr)
+{
+	return place_of(region->kind, region->pages[nr].place) + nr * PAGE;
+}
+
+static uint64_t word_of(uint64_t tag, int word)
+{
+	return tag ? tag ^ (uint64_t)word << 56 : 0;
+}
+
+static void write_page(char *addr, uint64_t tag)
+{
+	for (int i = 0; i < NR_WORDS; i++)
+		__atomic_store_n((uint64_t *)(addr + i * (PAGE / NR_WORDS)),
+				 word_of(tag, i), __ATOMIC_RELAXED);
+}
+
+static bool check_words(const char *what, const char *at, const char *addr, uint64_t tag)
+{
+	for (int i = 0; i < NR_WORDS; i++) {
+		uint64_t found = __atomic_load_n((const uint64_t *)(addr + i * (PAGE / NR_WORDS)),
+						 __ATOMIC_RELAXED);
+
+		if (found != word_of(tag, i)) {
+			fail("worker %u (pid %d), %s at %p: word %d is %#lx and should be %#lx",
+			     serial, getpid(), what, at, i, (unsigned long)found,
+			     (unsigned long)word_of(tag, i));
+			return false;
+		}
+	}
+	return true;
+}
+
+static const char *kind_name(enum kind kind)
+{
+	static const char * const names[] = { "anonymous", "private file", "THP", "hugetlb" };
+
+	return names[kind];
+}
+
+static bool check_page(const struct region *region, int nr)
+{
+	char *addr = address(region, nr);
+
+	return check_words(kind_name(region->kind), addr, addr, region->pages[nr].tag);
+}
+
+static uint64_t next_tag(void)
+{
+	return (uint64_t)serial << 32 | __atomic_add_fetch(&sequence, 1, __ATOMIC_RELAXED);
+}
+
+/* Reads a page of a region that is locked, and may write it. */
+static void use_page(struct region *region, uint64_t *state)
+{
+	struct page *page;
+	int nr;
+
+	if (!region->pages)
+		return;
+	nr = random_of(state, kinds[region->kind].pages);
+	page = &region->pages[nr];
+	while (__atomic_test_and_set(&page->locked, __ATOMIC_ACQUIRE))
+		sched_yield();
+	count(&shared->reads, 1);
+	if (check_page(region, nr) && !region->read_only && random_of(state, 2)) {
+		page->tag = next_tag();
+		write_page(address(region, nr), page->tag);
+		count(&shared->writes, 1);
+	}
+	__atomic_clear(&page->locked, __ATOMIC_RELEASE);
+}
+
+static void *touch(void *data)
+{
+	uint64_t state = (uint64_t)(uintptr_t)data;
+
+	while (__atomic_load_n(&touchers_run, __ATOMIC_ACQUIRE) && !stopped()) {
+		struct region *region = &regions[random_of(&state, NR_KINDS)];
+
+		pthread_rwlock_rdlock(&region->lock);
+		use_page(region, &state);
+		pthread_rwlock_unlock(&region->lock);
+		if (!random_of(&state, 16))
+			usleep(random_of(&state, 2000));
+	}
+	return NULL;
+}
+
+static void start_touchers(void)
+{
+	touchers_run = true;
+	for (nr_touchers = 0; nr_touchers < NR_TOUCHERS; nr_touchers++)
+		if (pthread_create(&touchers[nr_touchers], NULL, touch,
+				   (void *)(uintptr_t)new_seed(random_state, nr_touchers)))
+			break;
+}
+
+static void stop_touchers(void)
+{
+	__atomic_store_n(&touchers_run, false, __ATOMIC_RELEASE);
+	while (nr_touchers)
+		pthread_join(touchers[--nr_touchers], NULL);
+}
+
+static void init_locks(void)
+{
+	for (int kind = 0; kind < NR_KINDS; kind++)
+		pthread_rwlock_init(&regions[kind].lock, NULL);
+}
+
+static void lock_all(void)
+{
+	for (int kind = 0; kind < NR_KINDS; kind++)
+		pthread_rwlock_wrlock(&regions[kind].lock);
+}
+
+static void unlock_all(void)
+{
+	for (int kind = 0; kind < NR_KINDS; kind++)
+		pthread_rwlock_unlock(&regions[kind].lock);
+}
+
+static char *map_range(enum kind kind, int place, int first, int nr)
+{
+	int flags = MAP_PRIVATE | MAP_FIXED, fd = -1, prot = PROT_READ | PROT_WRITE;
+	char *addr = place_of(kind, place) + first * PAGE;
+	off_t offset = 0;
+
+	if (kind == PRIVATE_FILE) {
+		fd = file_fd;
+		offset = first * PAGE;
+	} else {
+		flags |= MAP_ANONYMOUS;
+	}
+	/* A child would have no reserve to populate it from. */
+	if (kind == HUGETLB)
+		flags |= MAP_HUGETLB | MAP_POPULATE;
+	if (mmap(addr, nr * PAGE, prot, flags, fd, offset) == MAP_FAILED)
+		return NULL;
+	if (kind == THP)
+		madvise(addr, nr * PAGE, MADV_HUGEPAGE);
+	return addr;
+}
+
+static void forget(struct region *region, int first, int nr, int place)
+{
+	for (int i = first; i < first + nr; i++) {
+		region->pages[i].tag = region->pages[i].base;
+		region->pages[i].place = place;
+		region->pages[i].wiped = false;
+	}
+}
+
+static void drop_region(struct region *region)
+{
+	munmap(place_of(region->kind, 0), NR_PLACES * PLACE_SIZE);
+	free(region->pages);
+	region->pages = NULL;
+}
+
+/* What was left of the region's memory is gone; it begins anew, if there is memory. */
+static void begin_region(struct region *region)
+{
+	enum kind kind = region->kind;
+	int nr = kinds[kind].pages;
+
+	drop_region(region);
+	region->pages = calloc(nr, sizeof(*region->pages));
+	if (!region->pages || !map_range(kind, 0, 0, nr)) {
+		drop_region(region);
+		return;
+	}
+	region->read_only = false;
+	for (int i = 0; i < nr; i++)
+		region->pages[i].base = kind == PRIVATE_FILE ? FILE_TAG | i : 0;
+	forget(region, 0, nr, 0);
+}
+
+/* Some pages of a region that are at one place, as far as its kind can be parted */
+struct range {
+	int first, nr, place;
+	char *addr;
+	size_t size;
+};
+
+static bool random_range(const struct region *region, struct range *range)
+{
+	int pages = kinds[region->kind].pages, unit = kinds[region->kind].unit;
+	int first = random_below(pages) / unit * unit;
+	int end = first + 1 + random_below(pages), last;
+
+	/* Now and then all of it. */
+	if (!random_below(3)) {
+		first = 0;
+		end = pages;
+	}
+	if (!region->pages)
+		return false;
+	range->place = region->pages[first].place;
+	last = first + unit;
+	while (last < pages && last < end && region->pages[last].place == range->place)
+		last += unit;
+	range->first = first;
+	range->nr = last - first;
+	range->addr = address(region, first);
+	range->size = range->nr * PAGE;
+	return true;
+}
+
+static bool is_anon(const struct region *region)
+{
+	return region->kind == ANON || region->kind == THP;
+}
+
+/* What is about to go is looked at, now and then. */
+static void check_range(const struct region *region, const struct range *range)
+{
+	if (random_below(2))
+		return;
+	for (int i = range->first; i < range->first + range->nr; i++)
+		check_page(region, i);
+}
+
+static void begin_worker(uint64_t seed)
+{
+	random_state = seed;
+	serial = __atomic_add_fetch(&shared->serial, 1, __ATOMIC_RELAXED);
+	sequence = 0;
+	slot = NULL;
+	/* After exec it has one. */
+	for (int i = 0; i < MAX_WORKERS; i++)
+		if (shared->slots[i].pid == getpid())
+			slot = &shared->slots[i];
+	for (int i = 0; i < MAX_WORKERS && !slot; i++) {
+		pid_t nobody = 0;
+
+		if (__atomic_compare_exchange_n(&shared->slots[i].pid, &nobody, getpid(), false,
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			slot = &shared->slots[i];
+	}
+	if (!slot) {
+		fail("no slot for a worker");
+		_exit(0);
+	}
+	slot->paused = false;
+	slot->since = time(NULL);
+}
+
+/*
+ * What a worker does with a region, which is locked: for write, but where it says so.
+ * Each of these tells whether there was something to do.
+ */
+static bool map_anew(struct region *region, bool unmaps)
+{
+	struct range range;
+
+	/* There may be memory again. */
+	if (!region->pages) {
+		begin_region(region);
+		return region->pages;
+	}
+	if (!random_range(region, &range))
+		return false;
+	check_range(region, &range);
+	if (region->kind == HUGETLB) {
+		begin_region(region);
+		return true;
+	}
+	if (unmaps)
+		munmap(range.addr, range.size);
+	if (map_range(region->kind, range.place, range.first, range.nr))
+		forget(region, range.first, range.nr, range.place);
+	else
+		drop_region(region);
+	return true;
+}
+
+static bool unmap(struct region *region)
+{
+	return map_anew(region, true);
+}
+
+static bool map_fixed(struct region *region)
+{
+	return map_anew(region, false);
+}
+
+static bool move_range(struct region *region, int flags)
+{
+	unsigned char resident;
+	struct range range;
+	char *to;
+
+	if (!random_range(region, &range) || (flags && region->kind == HUGETLB))
+		return false;
+	to = place_of(region->kind, !range.place) + range.first * PAGE;
+	if (mremap(range.addr, range.size, range.size, MREMAP_MAYMOVE | MREMAP_FIXED | flags,
+		   to) != to) {
+		/* Several VMAs cannot be moved in all ways; some may have been. */
+		bool begins = flags;
+
+		for (int i = range.first; i < range.first + range.nr && !begins; i++)
+			begins = mincore(address(region, i), PAGE, &resident);
+		if (begins)
+			begin_region(region);
+		return false;
+	}
+	for (int i = range.first; i < range.first + range.nr; i++)
+		region->pages[i].place = !range.place;
+	/* What DONTUNMAP leaves is empty, and gets memory of its own. */
+	for (int i = range.first; flags && i < range.first + range.nr; i += 1 + random_below(8)) {
+		char *left = range.addr + (i - range.first) * PAGE;
+
+		check_words("left by DONTUNMAP", left, left, region->pages[i].base);
+		write_page(left, next_tag());
+	}
+	return true;
+}
+
+static bool move(struct region *region)
+{
+	return move_range(region, 0);
+}
+
+static bool move_dontunmap(struct region *region)
+{
+	return move_range(region, MREMAP_DONTUNMAP);
+}
+
+/* Shrinks and grows again, at the end of what is there */
+static bool resize(struct region *region)
+{
+	int pages = kinds[region->kind].pages;
+	int nr = 1 + random_below(pages), first = pages - nr, left = random_below(nr), place;
+	bool wiped;
+	char *addr;
+
+	if (!region->pages || region->kind == HUGETLB || !left)
+		return false;
+	place = region->pages[first].place;
+	for (int i = first; i < pages; i++)
+		if (region->pages[i].place != place)
+			return false;
+	addr = address(region, first);
+	if (mremap(addr, nr * PAGE, left * PAGE, 0) != addr)
+		return false;
+	/* It cannot grow if it is more than one VMA. */
+	wiped = region->pages[first].wiped;
+	if (mremap(addr, left * PAGE, nr * PAGE, 0) != addr) {
+		wiped = false;
+		if (!map_range(region->kind, place, first + left, nr - left)) {
+			drop_region(region);
+			return true;
+		}
+	}
+	forget(region, first + left, nr - left, place);
+	for (int i = first + left; i < pages; i++)
+		region->pages[i].wiped = wiped;
+	return true;
+}
+
+/* From here on beside the threads that use the pages */
+static bool protect(struct region *region)
+{
+	int prot = PROT_READ | PROT_WRITE | (random_below(2) ? PROT_EXEC : 0);
+	struct range range;
+
+	return random_range(region, &range) && !mprotect(range.addr, range.size, prot);
+}
+
+static bool advise(struct region *region, int advice)
+{
+	struct range range;
+
+	return random_range(region, &range) && !madvise(range.addr, range.size, advice);
+}
+
+static bool pageout(struct region *region)
+{
+	return advise(region, MADV_PAGEOUT);
+}
+
+static bool cold(struct region *region)
+{
+	return advise(region, MADV_COLD);
+}
+
+static bool collapse(struct region *region)
+{
+	return advise(region, MADV_COLLAPSE);
+}
+
+static bool make_mergeable(struct region *region)
+{
+	return advise(region, random_below(3) ? MADV_MERGEABLE : MADV_UNMERGEABLE);
+}
+
+/* Huge pages would be copied, and there may be none. */
+static bool lock(struct region *region)
+{
+	bool locks = random_below(2);
+	struct range range;
+
+	if (region->kind == HUGETLB || !random_range(region, &range))
+		return false;
+	return !(locks ? mlock(range.addr, range.size) : munlock(range.addr, range.size));
+}
+
+/* And no more */
+static bool dontneed(struct region *region)
+{
+	struct range range;
+
+	if (region->kind == HUGETLB || !random_range(region, &range))
+		return false;
+	check_range(region, &range);
+	munlock(range.addr, range.size);
+	if (madvise(range.addr, range.size, MADV_DONTNEED)) {
+		/* Some of it may have been dropped. */
+		begin_region(region);
+		return false;
+	}
+	for (int i = range.first; i < range.first + range.nr; i++)
+		region->pages[i].tag = region->pages[i].base;
+	return true;
+}
+
+static bool wipe_on_fork(struct region *region)
+{
+	bool wiped = random_below(2);
+	struct range range;
+
+	if (!is_anon(region) || !random_range(region, &range))
+		return false;
+	if (madvise(range.addr, range.size, wiped ? MADV_WIPEONFORK : MADV_KEEPONFORK)) {
+		begin_region(region);
+		return false;
+	}
+	for (int i = range.first; i < range.first + range.nr; i++)
+		region->pages[i].wiped = wiped;
+	return true;
+}
+
+static struct page *random_page(struct region *region, char **addr)
+{
+	int nr = random_below(kinds[region->kind].pages);
+
+	if (!region->pages)
+		return NULL;
+	*addr = address(region, nr);
+	return &region->pages[nr];
+}
+
+/* A page that is in a pipe, too, keeps its contents there. */
+static bool splice_page(struct region *region)
+{
+	struct iovec iov = { .iov_len = PAGE };
+	char *addr, copy[PAGE];
+	struct page *page = random_page(region, &addr);
+	bool spliced;
+	int pipes[2];
+
+	if (!page || pipe(pipes))
+		return false;
+	iov.iov_base = addr;
+	spliced = vmsplice(pipes[1], &iov, 1, 0) == (ssize_t)PAGE;
+	if (spliced) {
+		if (random_below(2))
+			usleep(random_below(5000));
+		if (read(pipes[0], copy, PAGE) == (ssize_t)PAGE)
+			check_words("read from a pipe", addr, copy, page->tag);
+	}
+	close(pipes[0]);
+	close(pipes[1]);
+	return spliced;
+}
+
+static bool pin(struct region *region)
+{
+	char *addr, copy[PAGE];
+	struct page *page = random_page(region, &addr);
+	struct iovec from = { .iov_len = PAGE }, to = { copy, PAGE };
+
+	if (!page || region->kind == HUGETLB)
+		return false;
+	from.iov_base = addr;
+	if (syscall(SYS_process_vm_readv, getpid(), &to, 1, &from, 1, 0) != (long)PAGE)
+		return false;
+	return check_words("read from a process", addr, copy, page->tag);
+}
+
+static bool move_by_userfaultfd(struct region *region)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MOVE };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_move move = { .mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES };
+	struct range range;
+	struct page *pages;
+	int uffd, nr = 0;
+	char *to;
+
+	if (!is_anon(region) || !random_range(region, &range))
+		return false;
+	pages = &region->pages[range.first];
+	uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd < 0)
+		return false;
+	to = map_range(region->kind, !range.place, range.first, range.nr);
+	if (!to)
+		goto out;
+	/* Only what nobody else has can be moved. */
+	for (int i = 0; i < range.nr; i++)
+		if (pages[i].tag)
+			write_page(range.addr + i * PAGE, pages[i].tag);
+
+	reg.range.start = (unsigned long)to;
+	reg.range.len = range.size;
+	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
+		goto out;
+	move.dst = (unsigned long)to;
+	move.src = (unsigned long)range.addr;
+	move.len = range.size;
+	/* The source may be several VMAs, locked, or have changed hands meanwhile. */
+	ioctl(uffd, UFFDIO_MOVE, &move);
+	if (move.move > 0)
+		nr = move.move / PAGE;
+	ioctl(uffd, UFFDIO_UNREGISTER, &reg.range);
+	for (int i = 0; i < nr; i++) {
+		pages[i].place = !range.place;
+		pages[i].wiped = false;
+	}
+out:
+	close(uffd);
+	return nr;
+}
+
+/* Takes a page away that nobody will miss, and gives it back */
+static bool soft_offline(struct region *region)
+{
+	char *addr;
+	struct page *page = random_page(region, &addr);
+	unsigned long pfn;
+	int pagemap;
+
+	/* It is slow. */
+	if (!page || region->kind == HUGETLB || random_below(8))
+		return false;
+	pagemap = open("/proc/self/pagemap", O_RDONLY);
+	if (pagemap < 0)
+		return false;
+	check_words("before soft offlining", addr, addr, page->tag);
+	pfn = pagemap_get_pfn(pagemap, addr);
+	close(pagemap);
+	if (pfn == -1UL || madvise(addr, PAGE, MADV_SOFT_OFFLINE))
+		return false;
+	check_words("after soft offlining", addr, addr, page->tag);
+	unpoison_memory(pfn);
+	return true;
+}
+
+/* A page that breaks is lost for those who have it: here, for nobody else. */
+static bool break_page(struct region *region)
+{
+	unsigned long pfn = -1UL;
+	bool done = false;
+	int pagemap;
+
+	if (random_below(8))
+		return false;
+	broken = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (broken == MAP_FAILED)
+		return false;
+	pagemap = open("/proc/self/pagemap", O_RDONLY);
+	if (pagemap >= 0) {
+		write_page(broken, next_tag());
+		pfn = pagemap_get_pfn(pagemap, broken);
+		done = pfn != -1UL && !madvise(broken, PAGE, MADV_HWPOISON);
+		close(pagemap);
+	}
+	munmap(broken, PAGE);
+	if (done)
+		unpoison_memory(pfn);
+	return done;
+}
+
+static bool check_region(struct region *region)
+{
+	for (int i = 0; region->pages && i < kinds[region->kind].pages && !stopped(); i++)
+		check_page(region, i);
+	return region->pages;
+}
+
+/* When no other thread of the worker is left */
+static void check_all(void)
+{
+	for (int kind = 0; kind < NR_KINDS; kind++)
+		check_region(&regions[kind]);
+}
+
+static void give_up_slot(struct slot *slot)
+{
+	slot->since = 0;
+	__atomic_store_n(&slot->pid, 0, __ATOMIC_RELEASE);
+}
+
+static void __noreturn leave(void)
+{
+	give_up_slot(slot);
+	__atomic_sub_fetch(&shared->live, 1, __ATOMIC_RELAXED);
+	_exit(0);
+}
+
+/* Asks children how they ended; false if there are none. */
+static bool reap(void)
+{
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		if (!status)
+			continue;
+		for (int i = 0; i < MAX_WORKERS; i++) {
+			if (shared->slots[i].pid != pid)
+				continue;
+			__atomic_sub_fetch(&shared->live, 1, __ATOMIC_RELAXED);
+			give_up_slot(&shared->slots[i]);
+		}
+		/* Killed for want of memory */
+		if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+			continue;
+		fail("pid %d ended with status %#x", pid, status);
+	}
+	return !pid;
+}
+
+/* With all regions locked */
+static bool fork_worker(struct region *unused)
+{
+	uint64_t seed = new_seed(random_state, random_below(1 << 30));
+	bool exits = !random_below(3);
+	pid_t pid;
+
+	/* One that leaves makes room for the other. */
+	if (__atomic_add_fetch(&shared->live, 1, __ATOMIC_RELAXED) > shared->max_live + exits) {
+		__atomic_sub_fetch(&shared->live, 1, __ATOMIC_RELAXED);
+		return false;
+	}
+	regions[HUGETLB].read_only = true;
+	pid = fork();
+	if (pid < 0) {
+		__atomic_sub_fetch(&shared->live, 1, __ATOMIC_RELAXED);
+		return false;
+	}
+	if (!pid) {
+		for (int kind = 0; kind < NR_KINDS; kind++)
+			for (int i = 0; regions[kind].pages && i < kinds[kind].pages; i++)
+				if (regions[kind].pages[i].wiped)
+					regions[kind].pages[i].tag = 0;
+		/* The parent's thread holds the locks, and so does this one. */
+		init_locks();
+		lock_all();
+		begin_worker(seed);
+		start_touchers();
+		return true;
+	}
+	count(&shared->forks, 1);
+	if (exits) {
+		unlock_all();
+		stop_touchers();
+		check_all();
+		reap();
+		leave();
+	}
+	return true;
+}
+
+static bool exec_worker(struct region *unused)
+{
+	char seed[32], shared_nr[16], file_nr[16];
+
+	if (random_below(8))
+		return false;
+	for (int kind = 0; kind < NR_KINDS; kind++)
+		check_region(&regions[kind]);
+	snprintf(seed, sizeof(seed), "%lu", (unsigned long)random_state);
+	snprintf(shared_nr, sizeof(shared_nr), "%d", shared_fd);
+	snprintf(file_nr, sizeof(file_nr), "%d", file_fd);
+	count(&shared->done[slot->operation], 1);
+	execl("/proc/self/exe", "cow_context_stress", "worker", seed, shared_nr, file_nr, NULL);
+	return false;
+}
+
+static const struct operation {
+	bool (*run)(struct region *region);
+	const char *name;
+	int weight;
+	enum { ALONE, BESIDE, ALL } locks;
+} operations[] = {
+	{ protect, "mprotect", 8, BESIDE },
+	{ cold, "cold", 2, BESIDE },
+	{ pageout, "pageout", 4, BESIDE },
+	{ collapse, "collapse", 2, BESIDE },
+	{ make_mergeable, "mergeable", 2, BESIDE },
+	{ lock, "mlock", 2, BESIDE },
+	{ unmap, "munmap", 5, ALONE },
+	{ map_fixed, "map_fixed", 5, ALONE },
+	{ move, "mremap", 10, ALONE },
+	{ move_dontunmap, "dontunmap", 3, ALONE },
+	{ resize, "resize", 3, ALONE },
+	{ dontneed, "dontneed", 3, ALONE },
+	{ wipe_on_fork, "wipeonfork", 1, ALONE },
+	{ splice_page, "vmsplice", 2, ALONE },
+	{ pin, "pin", 2, ALONE },
+	{ move_by_userfaultfd, "uffd_move", 4, ALONE },
+	{ soft_offline, "soft_offline", 1, ALONE },
+	{ break_page, "hwpoison", 1, ALONE },
+	{ check_region, "check", 1, ALONE },
+	{ fork_worker, "fork", 6, ALL },
+	{ exec_worker, "exec", 1, ALL },
+};
+
+static void pause_if_asked(void)
+{
+	if (!__atomic_load_n(&shared->pause, __ATOMIC_ACQUIRE))
+		return;
+	__atomic_store_n(&slot->paused, true, __ATOMIC_RELEASE);
+	while (__atomic_load_n(&shared->pause, __ATOMIC_ACQUIRE) && !stopped()) {
+		/* Those who were killed do not pause. */
+		reap();
+		usleep(1000);
+	}
+	__atomic_store_n(&slot->since, time(NULL), __ATOMIC_RELAXED);
+	__atomic_store_n(&slot->paused, false, __ATOMIC_RELEASE);
+}
+
+static void __noreturn work(void)
+{
+	struct region *region;
+	unsigned int i;
+	int all = 0, chosen;
+
+	for (i = 0; i < ARRAY_SIZE(operations); i++)
+		all += operations[i].weight;
+
+	while (!stopped()) {
+		pause_if_asked();
+		reap();
+		chosen = random_below(all);
+		for (i = 0; chosen >= operations[i].weight; i++)
+			chosen -= operations[i].weight;
+
+		__atomic_store_n(&slot->operation, i, __ATOMIC_RELAXED);
+		__atomic_store_n(&slot->since, time(NULL), __ATOMIC_RELEASE);
+		region = &regions[random_below(NR_KINDS)];
+		if (operations[i].locks == ALL)
+			lock_all();
+		else if (operations[i].locks == BESIDE)
+			pthread_rwlock_rdlock(&region->lock);
+		else
+			pthread_rwlock_wrlock(&region->lock);
+
+		if (operations[i].run(region))
+			count(&shared->done[i], 1);
+
+		if (operations[i].locks == ALL)
+			unlock_all();
+		else
+			pthread_rwlock_unlock(&region->lock);
+	}
+	stop_touchers();
+	check_all();
+	leave();
+}
+
+static void on_signal(int signal, siginfo_t *info, void *context)
+{
+	if (signal == SIGBUS && info->si_addr == broken)
+		return;
+	fail("worker %u (pid %d) got signal %d at %p, in %s", serial, getpid(), signal,
+	     info->si_addr, operations[slot->operation].name);
+	_exit(0);
+}
+
+static void __noreturn new_worker(uint64_t seed)
+{
+	struct sigaction action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO };
+
+	sigaction(SIGBUS, &action, NULL);
+	sigaction(SIGSEGV, &action, NULL);
+	begin_worker(seed);
+	init_locks();
+	for (int kind = 0; kind < NR_KINDS; kind++)
+		begin_region(&regions[kind]);
+	start_touchers();
+	work();
+}
+
+/* What happens to the memory of all of them */
+static pid_t random_worker(void)
+{
+	pid_t pid = 0;
+
+	for (int i = 0; i < 100 && !pid; i++)
+		pid = shared->slots[random_below(MAX_WORKERS)].pid;
+	return pid;
+}
+
+static unsigned long move_pages_about(void)
+{
+	int nodes[256], status[256], node = random_below(2), nr;
+	enum kind kind = random_below(NR_KINDS);
+	int first = random_below(kinds[kind].pages), place = random_below(NR_PLACES);
+	unsigned long moved = 0;
+	pid_t pid = random_worker();
+	void *pages[256];
+
+	for (nr = 0; nr < 256 && first + nr < kinds[kind].pages; nr++) {
+		pages[nr] = place_of(kind, place) + (first + nr) * PAGE;
+		nodes[nr] = node;
+	}
+	if (!pid || syscall(SYS_move_pages, pid, nr, pages, nodes, status, MPOL_MF_MOVE_ALL) < 0)
+		return 0;
+	for (int i = 0; i < nr; i++)
+		moved += status[i] == node;
+	return moved;
+}
+
+static unsigned long migrate_processes(void)
+{
+	unsigned long from = 1 + random_below(2), to = 3 - from;
+	pid_t pid = random_worker();
+
+	usleep(50000);
+	return pid && syscall(SYS_migrate_pages, pid, 8 * sizeof(from), &from, &to) >= 0;
+}
+
+static bool write_to(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY), err;
+	bool written;
+
+	if (fd < 0)
+		return false;
+	written = write(fd, value, strlen(value)) > 0;
+	err = errno;
+	close(fd);
+	errno = err;
+	return written;
+}
+
+static unsigned long compact(void)
+{
+	usleep(random_below(1000000));
+	return write_to("/proc/sys/vm/compact_memory", "1");
+}
+
+static unsigned long swap_off(void)
+{
+	FILE *swaps = fopen("/proc/swaps", "r");
+	char line[256], path[200];
+	unsigned long nr = 0;
+
+	sleep(2 + random_below(4));
+	while (swaps && fgets(line, sizeof(line), swaps)) {
+		if (sscanf(line, "%199s", path) != 1 || path[0] != '/')
+			continue;
+		/* There may be too little memory for all of it. */
+		nr += !swapoff(path);
+		swapon(path, 0);
+	}
+	if (swaps)
+		fclose(swaps);
+	return nr;
+}
+
+static unsigned long merge(void)
+{
+	static const char * const runs[] = { "1", "1", "1", "0", "2" };
+
+	usleep(random_below(2000000));
+	return write_to("/sys/kernel/mm/ksm/run", runs[random_below(5)]);
+}
+
+static unsigned long scan_idle(void)
+{
+	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
+	uint64_t bits[512];
+	off_t offset = 0;
+
+	if (fd < 0) {
+		sleep(1);
+		return 0;
+	}
+	memset(bits, 0xff, sizeof(bits));
+	while (pwrite(fd, bits, sizeof(bits), offset) > 0 && !stopped())
+		offset += sizeof(bits);
+	close(fd);
+	usleep(random_below(2000000));
+	return 1;
+}
+
+static unsigned long offline_block(void)
+{
+	char path[128];
+
+	sleep(1 + random_below(3));
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%d/state",
+		 random_below(64));
+	if (!write_to(path, "offline"))
+		return 0;
+	usleep(random_below(100000));
+	write_to(path, "online");
+	return 1;
+}
+
+static unsigned long reclaim_memory(void)
+{
+	char amount[32];
+
+	usleep(random_below(500000));
+	snprintf(amount, sizeof(amount), "%uM", 1 + random_below(64));
+	/* It fails if there is less to be had. */
+	return write_to(CGROUP "/memory.reclaim", amount) || errno == EAGAIN;
+}
+
+static unsigned long split_huge(void)
+{
+	pid_t pid = random_worker();
+	char command[128];
+
+	usleep(random_below(500000));
+	snprintf(command, sizeof(command), "%d,%p,%p", pid, place_of(THP, 0),
+		 place_of(THP, NR_PLACES));
+	return pid && write_to("/sys/kernel/debug/split_huge_pages", command);
+}
+
+static const struct {
+	unsigned long (*run)(void);
+	const char *name;
+} disturbers[] = {
+	{ move_pages_about, "moved_pages" },
+	{ migrate_processes, "migrated_processes" },
+	{ compact, "compacted" },
+	{ swap_off, "swapped_off" },
+	{ merge, "ksm" },
+	{ scan_idle, "idle" },
+	{ offline_block, "offlined" },
+	{ reclaim_memory, "reclaimed" },
+	{ split_huge, "split" },
+};
+
+static pid_t disturber_pids[ARRAY_SIZE(disturbers)];
+
+/* Those that are chosen, and were not killed */
+static void start_disturbers(unsigned long chosen, uint64_t seed)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(disturbers); i++) {
+		if (!(chosen & 1UL << i) || (disturber_pids[i] > 0 && !kill(disturber_pids[i], 0)))
+			continue;
+		disturber_pids[i] = fork();
+		if (disturber_pids[i])
+			continue;
+		random_state = new_seed(seed, 1000 + i);
+		while (!stopped())
+			count(&shared->disturbed[i], disturbers[i].run());
+		_exit(0);
+	}
+}
+
+/* What there is of it; all of it makes pages move more often. */
+static struct setting {
+	const char *path;
+	const char *value;
+	char old[64];
+} settings[] = {
+	{ "/sys/kernel/mm/transparent_hugepage/enabled", "madvise" },
+	{ "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "10" },
+	{ "/sys/kernel/mm/transparent_hugepage/khugepaged/alloc_sleep_millisecs", "10" },
+	{ "/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "65536" },
+	{ "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled", "always" },
+	{ "/sys/kernel/mm/ksm/pages_to_scan", "1000" },
+	{ "/sys/kernel/mm/ksm/sleep_millisecs", "5" },
+	{ "/sys/kernel/mm/ksm/run", "1" },
+	{ "/proc/sys/kernel/numa_balancing", "1" },
+	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms", "100" },
+	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms", "1000" },
+	{ "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "32" },
+	{ "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "32" },
+};
+
+static bool read_from(const char *path, char *value, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t nr;
+
+	if (fd < 0)
+		return false;
+	nr = read(fd, value, size - 1);
+	close(fd);
+	if (nr <= 0)
+		return false;
+	value[nr] = 0;
+	return true;
+}
+
+static void tune(void)
+{
+	char *chosen;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(settings); i++) {
+		struct setting *setting = &settings[i];
+
+		if (!read_from(setting->path, setting->old, sizeof(setting->old)))
+			continue;
+		/* One of several words is marked. */
+		chosen = strchr(setting->old, '[');
+		if (chosen && strchr(chosen, ']')) {
+			*strchr(chosen, ']') = 0;
+			memmove(setting->old, chosen + 1, strlen(chosen));
+		}
+		write_to(setting->path, setting->value);
+	}
+	write_to("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
+	mkdir(CGROUP, 0755);
+	/* All that this process forks is in it, too. */
+	write_to(CGROUP "/cgroup.procs", "0");
+}
+
+static void restore(void)
+{
+	write_to("/sys/kernel/mm/ksm/run", "2");
+	for (unsigned int i = 0; i < ARRAY_SIZE(settings); i++)
+		if (settings[i].old[0])
+			write_to(settings[i].path, settings[i].old);
+	write_to("/sys/fs/cgroup/cgroup.procs", "0");
+	rmdir(CGROUP);
+}
+
+/* The bits for warnings, bad pages, oopses and lockups */
+static unsigned long warnings(void)
+{
+	char value[32] = "";
+
+	read_from("/proc/sys/kernel/tainted", value, sizeof(value));
+	return strtoul(value, NULL, 0) & (1UL << 5 | 1UL << 7 | 1UL << 9 | 1UL << 14);
+}
+
+static void print_stacks(pid_t pid)
+{
+	static char stack[4096];
+	struct dirent *thread;
+	char path[512];
+	DIR *threads;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	threads = opendir(path);
+	while (threads && (thread = readdir(threads))) {
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/stack", pid, thread->d_name);
+		if (read_from(path, stack, sizeof(stack)))
+			ksft_print_msg("thread %s:\n%s", thread->d_name, stack);
+	}
+	if (threads)
+		closedir(threads);
+}
+
+static void watch(void)
+{
+	time_t now = time(NULL);
+
+	for (int i = 0; i < MAX_WORKERS; i++) {
+		struct slot *slot = &shared->slots[i];
+		time_t since = slot->since;
+		pid_t pid = slot->pid;
+
+		if (!pid || !since || slot->paused || now - since < HANG_SECONDS || kill(pid, 0))
+			continue;
+		print_stacks(pid);
+		fail("pid %d hangs in %s", pid, operations[slot->operation].name);
+	}
+}
+
+/* Between rounds, when no worker does anything, or comes or goes */
+static void check_round(void)
+{
+	int fd = open(CHECK, O_WRONLY);
+	bool waits = true;
+
+	if (fd < 0)
+		return;
+	__atomic_store_n(&shared->pause, true, __ATOMIC_RELEASE);
+	while (waits && !stopped()) {
+		usleep(10000);
+		watch();
+		reap();
+		waits = false;
+		for (int i = 0; i < MAX_WORKERS; i++)
+			waits |= shared->slots[i].pid && !shared->slots[i].paused;
+	}
+	if (write(fd, "1", 1) != 1)
+		fail("the kernel's check: %s", strerror(errno));
+	count(&shared->checks, 1);
+	close(fd);
+	__atomic_store_n(&shared->pause, false, __ATOMIC_RELEASE);
+}
+
+static void start_worker(uint64_t seed)
+{
+	pid_t pid;
+
+	__atomic_add_fetch(&shared->live, 1, __ATOMIC_RELAXED);
+	pid = fork();
+	if (!pid)
+		new_worker(seed);
+	if (pid < 0)
+		__atomic_sub_fetch(&shared->live, 1, __ATOMIC_RELAXED);
+}
+
+static void map_shared(void)
+{
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd, 0);
+	if (shared == MAP_FAILED)
+		ksft_exit_fail_perror("mmap");
+}
+
+static void make_files(void)
+{
+	char page[PAGE] = {};
+
+	shared_fd = memfd_create("shared", 0);
+	file_fd = memfd_create("file", 0);
+	if (shared_fd < 0 || file_fd < 0 || ftruncate(shared_fd, sizeof(*shared)))
+		ksft_exit_fail_perror("memfd");
+	for (int i = 0; i < kinds[PRIVATE_FILE].pages; i++) {
+		write_page(page, FILE_TAG | i);
+		if (write(file_fd, page, PAGE) != (ssize_t)PAGE)
+			ksft_exit_fail_perror("write");
+	}
+	map_shared();
+}
+
+static void print_counts(void)
+{
+	FILE *check = fopen(CHECK, "r");
+	char line[128];
+
+	ksft_print_msg("read %lu times, written %lu times, %lu forks, %d workers, %lu checks\n",
+		       shared->reads, shared->writes, shared->forks, shared->serial,
+		       shared->checks);
+	for (unsigned int i = 0; i < ARRAY_SIZE(operations); i++)
+		ksft_print_msg("%s: %lu\n", operations[i].name, shared->done[i]);
+	for (unsigned int i = 0; i < ARRAY_SIZE(disturbers); i++)
+		ksft_print_msg("%s: %lu\n", disturbers[i].name, shared->disturbed[i]);
+	while (check && fgets(line, sizeof(line), check))
+		ksft_print_msg("%s", line);
+	if (check)
+		fclose(check);
+}
+
+static unsigned long option(const char *name, unsigned long otherwise)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? strtoul(value, NULL, 0) : otherwise;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long seconds = option("STRESS_SECONDS", 20), round_seconds, seed;
+	unsigned long chosen = option("STRESS_DISTURBERS", -1UL), old_warnings = warnings();
+	int round, started = 0;
+	time_t begin, round_end;
+
+	if (argc == 5 && !strcmp(argv[1], "worker")) {
+		shared_fd = atoi(argv[3]);
+		file_fd = atoi(argv[4]);
+		map_shared();
+		new_worker(strtoul(argv[2], NULL, 0));
+	}
+
+	ksft_print_header();
+	if (sysconf(_SC_PAGESIZE) != (long)PAGE)
+		ksft_exit_skip("the page size is not %lu\n", PAGE);
+	ksft_set_plan(1);
+	seed = option("STRESS_SEED", time(NULL));
+	round_seconds = option("STRESS_ROUND", 5);
+	make_files();
+	shared->max_live = option("STRESS_WORKERS", 16);
+	ksft_print_msg("STRESS_SEED=%lu STRESS_SECONDS=%lu STRESS_ROUND=%lu STRESS_WORKERS=%d\n",
+		       seed, seconds, round_seconds, shared->max_live);
+	if (shared->max_live > MAX_WORKERS - 8)
+		ksft_exit_fail_msg("at most %d workers\n", MAX_WORKERS - 8);
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1))
+		ksft_exit_fail_perror("prctl");
+	if (chosen)
+		tune();
+
+	begin = time(NULL);
+	for (round = 1; time(NULL) - begin < (time_t)seconds && !stopped(); round++) {
+		round_end = time(NULL) + round_seconds;
+		while (time(NULL) < round_end && !stopped()) {
+			start_disturbers(chosen, seed + round);
+			if (shared->live <= shared->max_live / 2)
+				start_worker(new_seed(seed, started++));
+			usleep(100000);
+			watch();
+			reap();
+		}
+		check_round();
+		ksft_print_msg("round %d, after %ld s: %d workers of %d, %lu pages moved\n",
+			       round, (long)(time(NULL) - begin), shared->live, shared->serial,
+			       shared->disturbed[0]);
+	}
+
+	/* A worker that hangs does not end. */
+	__atomic_store_n(&shared->stop, true, __ATOMIC_RELEASE);
+	for (begin = time(NULL); reap() && time(NULL) - begin < HANG_SECONDS; usleep(10000))
+		;
+	if (reap())
+		fail("not all processes end");
+	if (!shared->reads)
+		fail("no page was looked at");
+	if (warnings() != old_warnings)
+		fail("the kernel has warned");
+	print_counts();
+	if (chosen)
+		restore();
+	if (shared->failed)
+		ksft_print_msg("%s\n", shared->failure);
+	ksft_test_result(!shared->failed, "all memory is what it was\n");
+	ksft_finished();
+}
