@@ -86,10 +86,9 @@ static void __printf(4, 5) cow_check_wrong(struct cow_check *check,
 	struct va_format vaf = { .fmt = fmt };
 	va_list args;
 
-	if (check->quiet || ++check->wrong > COW_CHECK_MAX_PRINT) {
-		check->wrong += check->quiet;
+	check->wrong++;
+	if (check->quiet || check->wrong > COW_CHECK_MAX_PRINT)
 		return;
-	}
 
 	va_start(args, fmt);
 	vaf.va = &args;
@@ -434,19 +433,7 @@ static int cow_check_show(struct seq_file *seq, void *unused)
 	return 0;
 }
 
-static int cow_check_open(struct inode *inode, struct file *file)
-{
-	return single_open(file, cow_check_show, NULL);
-}
-
-static const struct file_operations cow_check_fops = {
-	.owner		= THIS_MODULE,
-	.open		= cow_check_open,
-	.read		= seq_read,
-	.write		= cow_check_write,
-	.llseek		= seq_lseek,
-	.release	= single_release,
-};
+DEFINE_SHOW_STORE_ATTRIBUTE(cow_check);
 
 static int __init cow_check_init(void)
 {

@@ -76,13 +76,14 @@
 enum kind { ANON, PRIVATE_FILE, THP, HUGETLB, NR_KINDS };
 
 static const struct {
+	const char *name;
 	int pages;
 	int unit;
 } kinds[NR_KINDS] = {
-	[ANON]		= { 128, 1 },
-	[PRIVATE_FILE]	= { 128, 1 },
-	[THP]		= { 2 * HUGE_PAGES, 1 },
-	[HUGETLB]	= { 2 * HUGE_PAGES, HUGE_PAGES },
+	[ANON]		= { "anonymous", 128, 1 },
+	[PRIVATE_FILE]	= { "private file", 128, 1 },
+	[THP]		= { "THP", 2 * HUGE_PAGES, 1 },
+	[HUGETLB]	= { "hugetlb", 2 * HUGE_PAGES, HUGE_PAGES },
 };
 
 /* Of operations, and of disturbers */
@@ -100,10 +101,11 @@ static struct shared {
 	struct slot slots[MAX_WORKERS];
 	unsigned long done[MAX_COUNTS];		/* by operation */
 	unsigned long disturbed[MAX_COUNTS];	/* by disturber */
-	unsigned long reads, writes, forks, checks;
+	unsigned long reads, writes, forks, checks, injected;
 	int live;
 	int max_live;
 	int serial;
+	bool injects;
 	bool pause;
 	bool stop;
 	int failed;
@@ -139,6 +141,7 @@ static struct region {
 
 static struct slot *slot;
 static char *broken;		/* a page that memory failure takes away */
+static int fail_nth = -1;	/* of the thread that does the operations */
 static unsigned int serial, sequence;
 static uint64_t random_state;
 static pthread_t touchers[NR_TOUCHERS];
@@ -225,18 +228,11 @@ static bool check_words(const char *what, const char *at, const char *addr, uint
 	return true;
 }
 
-static const char *kind_name(enum kind kind)
-{
-	static const char * const names[] = { "anonymous", "private file", "THP", "hugetlb" };
-
-	return names[kind];
-}
-
 static bool check_page(const struct region *region, int nr)
 {
 	char *addr = address(region, nr);
 
-	return check_words(kind_name(region->kind), addr, addr, region->pages[nr].tag);
+	return check_words(kinds[region->kind].name, addr, addr, region->pages[nr].tag);
 }
 
 static uint64_t next_tag(void)
@@ -365,6 +361,9 @@ static void begin_region(struct region *region)
 		drop_region(region);
 		return;
 	}
+	/* All of it is there, whatever became of MAP_POPULATE. */
+	for (int i = 0; kind == HUGETLB && i < nr; i += HUGE_PAGES)
+		write_page(place_of(kind, 0) + i * PAGE, 0);
 	region->read_only = false;
 	for (int i = 0; i < nr; i++)
 		region->pages[i].base = kind == PRIVATE_FILE ? FILE_TAG | i : 0;
@@ -439,6 +438,33 @@ static void begin_worker(uint64_t seed)
 	}
 	slot->paused = false;
 	slot->since = time(NULL);
+	if (fail_nth >= 0)
+		close(fail_nth);
+	fail_nth = shared->injects ? open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC) : -1;
+}
+
+/* One of the allocations of the next operation is to fail, if it has so many. */
+static bool inject(void)
+{
+	char text[16];
+
+	if (fail_nth < 0 || random_below(2))
+		return false;
+	snprintf(text, sizeof(text), "%d", 1 + random_below(random_below(8) ? 16 : 256));
+	if (write(fail_nth, text, strlen(text)) < 0)
+		fail("fail-nth: %s", strerror(errno));
+	return true;
+}
+
+static void end_injection(void)
+{
+	char text[16] = "";
+
+	/* It has counted down to 0 then. */
+	if (pread(fail_nth, text, sizeof(text) - 1, 0) > 0 && !atoi(text))
+		count(&shared->injected, 1);
+	if (write(fail_nth, "0", 1) < 0)
+		fail("fail-nth: %s", strerror(errno));
 }
 
 /*
@@ -931,8 +957,9 @@ static void pause_if_asked(void)
 static void __noreturn work(void)
 {
 	struct region *region;
-	unsigned int i;
 	int all = 0, chosen;
+	unsigned int i;
+	bool injects;
 
 	for (i = 0; i < ARRAY_SIZE(operations); i++)
 		all += operations[i].weight;
@@ -954,8 +981,11 @@ static void __noreturn work(void)
 		else
 			pthread_rwlock_wrlock(&region->lock);
 
+		injects = inject();
 		if (operations[i].run(region))
 			count(&shared->done[i], 1);
+		if (injects)
+			end_injection();
 
 		if (operations[i].locks == ALL)
 			unlock_all();
@@ -1181,22 +1211,13 @@ static struct setting {
 	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms", "1000" },
 	{ "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "32" },
 	{ "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "32" },
+	{ "/sys/kernel/debug/failslab/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/failslab/verbose", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/min-order", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/verbose", "0" },
 };
-
-static bool read_from(const char *path, char *value, size_t size)
-{
-	int fd = open(path, O_RDONLY);
-	ssize_t nr;
-
-	if (fd < 0)
-		return false;
-	nr = read(fd, value, size - 1);
-	close(fd);
-	if (nr <= 0)
-		return false;
-	value[nr] = 0;
-	return true;
-}
 
 static void tune(void)
 {
@@ -1205,7 +1226,7 @@ static void tune(void)
 	for (unsigned int i = 0; i < ARRAY_SIZE(settings); i++) {
 		struct setting *setting = &settings[i];
 
-		if (!read_from(setting->path, setting->old, sizeof(setting->old)))
+		if (!read_file(setting->path, setting->old, sizeof(setting->old)))
 			continue;
 		/* One of several words is marked. */
 		chosen = strchr(setting->old, '[');
@@ -1236,7 +1257,7 @@ static unsigned long warnings(void)
 {
 	char value[32] = "";
 
-	read_from("/proc/sys/kernel/tainted", value, sizeof(value));
+	read_file("/proc/sys/kernel/tainted", value, sizeof(value));
 	return strtoul(value, NULL, 0) & (1UL << 5 | 1UL << 7 | 1UL << 9 | 1UL << 14);
 }
 
@@ -1251,7 +1272,7 @@ static void print_stacks(pid_t pid)
 	threads = opendir(path);
 	while (threads && (thread = readdir(threads))) {
 		snprintf(path, sizeof(path), "/proc/%d/task/%s/stack", pid, thread->d_name);
-		if (read_from(path, stack, sizeof(stack)))
+		if (read_file(path, stack, sizeof(stack)))
 			ksft_print_msg("thread %s:\n%s", thread->d_name, stack);
 	}
 	if (threads)
@@ -1341,6 +1362,8 @@ static void print_counts(void)
 	ksft_print_msg("read %lu times, written %lu times, %lu forks, %d workers, %lu checks\n",
 		       shared->reads, shared->writes, shared->forks, shared->serial,
 		       shared->checks);
+	if (shared->injects)
+		ksft_print_msg("up to %lu allocations failed\n", shared->injected);
 	for (unsigned int i = 0; i < ARRAY_SIZE(operations); i++)
 		ksft_print_msg("%s: %lu\n", operations[i].name, shared->done[i]);
 	for (unsigned int i = 0; i < ARRAY_SIZE(disturbers); i++)
@@ -1380,6 +1403,7 @@ int main(int argc, char **argv)
 	round_seconds = option("STRESS_ROUND", 5);
 	make_files();
 	shared->max_live = option("STRESS_WORKERS", 16);
+	shared->injects = option("STRESS_FAIL", 0);
 	ksft_print_msg("STRESS_SEED=%lu STRESS_SECONDS=%lu STRESS_ROUND=%lu STRESS_WORKERS=%d\n",
 		       seed, seconds, round_seconds, shared->max_live);
 	if (shared->max_live > MAX_WORKERS - 8)
