@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,6 +37,12 @@ static long now(void)
 	return ts.tv_sec * 1000000000L + ts.tv_nsec;
 }
 
+static void keep_best(long *best, long cost)
+{
+	if (cost < *best)
+		*best = cost;
+}
+
 static char *map(long nr_pages)
 {
 	char *p = mmap(NULL, nr_pages * PAGE, PROT_READ | PROT_WRITE,
@@ -61,7 +68,7 @@ static void print(const char *what, long cost)
 /* A child that waits until its fork has been measured, and then exits. */
 static struct cost fork_and_exit(void)
 {
-	struct cost cost, best = { 0, 0 };
+	struct cost best = { LONG_MAX, LONG_MAX };
 
 	for (int i = 0; i < ROUNDS; i++) {
 		long start;
@@ -77,21 +84,17 @@ static struct cost fork_and_exit(void)
 			_exit(read(go[0], &c, 1) != 1);
 		if (pid < 0)
 			err(1, "fork");
-		cost.fork = now() - start;
+		keep_best(&best.fork, now() - start);
 
 		usleep(1000);
 		start = now();
 		if (write(go[1], "", 1) != 1)
 			err(1, "write");
 		waitpid(pid, NULL, 0);
-		cost.exit = now() - start;
+		keep_best(&best.exit, now() - start);
 
 		close(go[0]);
 		close(go[1]);
-		if (!i || cost.fork < best.fork)
-			best.fork = cost.fork;
-		if (!i || cost.exit < best.exit)
-			best.exit = cost.exit;
 	}
 	return best;
 }
@@ -141,16 +144,14 @@ static long walk(uint64_t pfn)
 {
 	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 	uint64_t bit = 1ULL << pfn % 64, seen;
-	long cost, best = 0;
+	long best = LONG_MAX;
 
 	for (int i = 0; i < ROUNDS; i++) {
 		long start = now();
 
 		if (pwrite(fd, &bit, 8, pfn / 64 * 8) != 8)
 			err(1, "page_idle");
-		cost = now() - start;
-		if (!i || cost < best)
-			best = cost;
+		keep_best(&best, now() - start);
 	}
 	if (pread(fd, &seen, 8, pfn / 64 * 8) != 8 || !(seen & bit))
 		errx(1, "the page was not walked");
@@ -161,7 +162,7 @@ static long walk(uint64_t pfn)
 /* One way to the other node, and back. */
 static long migrate(char *p)
 {
-	long cost, best = 0;
+	long best = LONG_MAX;
 
 	for (int i = 0; i < 2 * ROUNDS; i++) {
 		int node = !(i % 2), status;
@@ -170,11 +171,9 @@ static long migrate(char *p)
 
 		if (syscall(SYS_move_pages, 0, 1UL, &page, &node, &status, 2))
 			err(1, "move_pages");
-		cost = now() - start;
+		keep_best(&best, now() - start);
 		if (status != node)
 			errx(1, "page not moved: %d", status);
-		if (!i || cost < best)
-			best = cost;
 	}
 	return best;
 }
@@ -206,11 +205,11 @@ static long split(char *p)
 
 static void walks(int nr_children)
 {
-	char *huge = map(2 * HUGE / PAGE), *p = map(2), what[96], c;
-	pid_t pids[nr_children];
+	char *room = map(2 * HUGE / PAGE), *p = map(2), what[96], c;
+	char *huge = (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
+	pid_t pids[NR];
 	int up[2];
 
-	huge = (char *)(((uintptr_t)huge + HUGE - 1) & -HUGE);
 	if (madvise(huge, HUGE, MADV_HUGEPAGE))
 		err(1, "madvise");
 	/* The second page is this process's own again. */
@@ -249,12 +248,13 @@ static void walks(int nr_children)
 	}
 	close(up[0]);
 	close(up[1]);
+	munmap(room, 2 * HUGE);
 	munmap(p, 2 * PAGE);
 }
 
 static long exec(void)
 {
-	long cost, best = 0;
+	long best = LONG_MAX;
 
 	for (int i = 0; i < ROUNDS; i++) {
 		long start = now();
@@ -267,9 +267,7 @@ static long exec(void)
 		if (pid < 0)
 			err(1, "vfork");
 		waitpid(pid, NULL, 0);
-		cost = now() - start;
-		if (!i || cost < best)
-			best = cost;
+		keep_best(&best, now() - start);
 	}
 	return best;
 }
@@ -325,6 +323,6 @@ int main(int argc, char **argv)
 	walks(0);
 	walks(10);
 	walks(100);
-	walks(1000);
+	walks(NR);
 	return 0;
 }
