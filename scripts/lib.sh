@@ -84,6 +84,39 @@ need_build()
 		/usr/include/openssl/opensslv.h:libssl-dev
 }
 
+# configure OBJ TARGET FRAGMENT...: what TARGET makes of the configuration with the fragments
+# on top, by the make command in the array "make"; later ones win. Nothing that was asked
+# for got lost, but for what the kernel does not have of the fragment OPTIONAL.
+configure()
+{
+	local obj=$1 fragment asked=()
+	# shellcheck disable=SC2154 # the callers have it
+	"${make[@]}" "$2"
+	shift 2
+	"$linux/scripts/kconfig/merge_config.sh" -m -O "$obj" "$obj/.config" "$@"
+	"${make[@]}" olddefconfig
+	for fragment; do
+		[[ $fragment == "${OPTIONAL:-}" ]] || asked+=("$fragment")
+	done
+	sed -nE 's/^(# )?(CONFIG_[A-Z0-9_]+)[ =].*/\2 &/p' "${asked[@]}" |
+		awk '{ name = $1; sub(/^[^ ]* /, ""); last[name] = $0 } END { for (n in last) print last[n] }' |
+		not_lost "$obj/.config"
+}
+
+# not_lost CONFIG: the lines of its input that CONFIG does not have are shown.
+not_lost()
+{
+	local line name lost=0
+	while read -r line; do
+		grep -qxF "$line" "$1" && continue
+		name=${line#\# } name=${name%%[ =]*}
+		[[ $line == "# "* ]] && ! grep -q "^$name=" "$1" && continue
+		echo "error: the kernel has no '$line'"
+		lost=1
+	done
+	return $lost
+}
+
 # The patches of a directory, the cover letter left out, and a hash of them all.
 patch_files() { find "$1" -maxdepth 1 -name '[0-9]*.patch' ! -name '0000-*' | sort; }
 patches_hash() { patch_files "$1" | xargs -r cat | sha256sum | cut -d' ' -f1; }
@@ -137,6 +170,33 @@ build_selftests()
 		make -C "$source/tools/testing/selftests/mm" OUTPUT="$programs" \
 			KHDR_INCLUDES="-isystem $build/obj/headers/usr/include" "$programs/$program"
 	done
+}
+
+# with_libraries ROOT FILE...: the libraries that these need go into the root of a guest.
+with_libraries()
+{
+	local root=$1 library
+	shift
+	{ ldd "$@" 2>/dev/null || :; } | sed -nE 's,.*[ \t](/[^ :]+) \(0x.*,\1,p' | sort -u |
+	while read -r library; do
+		[[ ! -e $root$library ]] || continue
+		mkdir -p "$root$(dirname "$library")"
+		cp -L "$library" "$root$library"
+	done
+}
+
+# smoke_test KERNEL: the tests that TEST= names are no worse there than on the base. Where
+# memory is mapped is another place each time, which some tests mind: they run once more.
+smoke_test()
+{
+	local once
+	for once in '' again; do
+		[[ -z $once ]] || say "the smoke test failed; once more"
+		KERNEL=$1 "$top/scripts/vmtests" &&
+			"$top/scripts/results" --quiet --base "$(vmtests_out base)/job.log" "$(vmtests_out "$1")/job.log" &&
+			return
+	done
+	return 1
 }
 
 # Where the results of the mm selftests on a kind of kernel are.
