@@ -1622,4 +1622,222 @@ TEST_F_TIMEOUT(race, with_first_touch, 300)
 	pthread_barrier_destroy(&barrier);
 }
 
+/* Processes that have a copy, and VMAs that were moved, each with a page */
+#define MANY_CHILDREN	1000
+#define MANY_MOVED	10000
+
+/* Forks of a storm, after which the next one begins */
+#define STORM_FORKS	1000
+
+#define NR_THREADS	3
+
+/* A thread that moves some pages, and what it has seen of that */
+struct mover {
+	pthread_t thread;
+	char *addr;
+	int units;
+	bool stop;
+	unsigned long moved;	/* pages */
+	double longest;		/* seconds for all of them */
+};
+
+/* Walks come to their end, however much goes on where they look. */
+FIXTURE(load)
+{
+	struct mover mover;
+	time_t end;
+};
+
+static double seconds_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+static void *move_on(void *data)
+{
+	struct mover *mover = data;
+	struct mapper mapper = { .pid = getpid() };
+	int round, i;
+
+	/* To each node at least once */
+	for (round = 0; round < 2 || !__atomic_load_n(&mover->stop, __ATOMIC_RELAXED); round++) {
+		double seconds = -seconds_now();
+
+		for (i = 0; i < mover->units; i += MAX_UNITS) {
+			int nr = mover->units - i < MAX_UNITS ? mover->units - i : MAX_UNITS;
+			int there;
+
+			mapper.addr = mover->addr + i * psize();
+			there = move_to(&mapper, nr, psize(), round % 2);
+			mover->moved += there > 0 ? there : 0;
+		}
+		seconds += seconds_now();
+		if (seconds > mover->longest)
+			mover->longest = seconds;
+	}
+	return NULL;
+}
+
+static bool begin_moving(struct mover *mover, char *addr, int units)
+{
+	mover->addr = addr;
+	mover->units = units;
+	fill(addr, units, psize(), SEED);
+	return !pthread_create(&mover->thread, NULL, move_on, mover);
+}
+
+static char *map_pages(int units)
+{
+	char *addr = reserve(units * psize());
+
+	return addr ? map_at(addr, ANON, units * psize()) : NULL;
+}
+
+FIXTURE_SETUP(load)
+{
+	if (!has_two_nodes())
+		SKIP(return, "needs two NUMA nodes");
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+}
+
+FIXTURE_TEARDOWN(load)
+{
+	struct mover *mover = &self->mover;
+	char line[128];
+	FILE *check;
+
+	if (!mover->addr)
+		return;
+	__atomic_store_n(&mover->stop, true, __ATOMIC_RELAXED);
+	pthread_join(mover->thread, NULL);
+	EXPECT_GT(mover->moved, mover->units);
+	EXPECT_TRUE(filled(mover->addr, mover->units, psize(), SEED));
+	EXPECT_TRUE(check_passes());
+	TH_LOG("%lu pages moved, %d of them in %.2f s at most", mover->moved, mover->units,
+	       mover->longest);
+	check = fopen("/sys/kernel/debug/cow_context/check", "r");
+	while (check && fgets(line, sizeof(line), check))
+		if (!strncmp(line, "longest", 7))
+			TH_LOG("since the kernel began, %s", strtok(line, "\n"));
+	if (check)
+		fclose(check);
+	munmap(mover->addr, mover->units * psize());
+}
+
+/* What is forked while a walk goes on comes to stand in front of it. */
+TEST_F_TIMEOUT(load, fork_storm, 600)
+{
+	struct shared *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+				     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(shared, MAP_FAILED);
+	ASSERT_TRUE(begin_moving(&self->mover, map_pages(1), 1));
+	while (goes_on(&self->end)) {
+		pid_t pid;
+
+		shared->forks = NR_FORKS - STORM_FORKS;
+		shared->live = 1;
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			fork_and_exit(shared, SEED);
+		reap_all();
+	}
+	EXPECT_EQ(shared->failed, 0);
+	munmap(shared, sizeof(*shared));
+}
+
+TEST_F_TIMEOUT(load, many_children, 600)
+{
+	pid_t pids[MANY_CHILDREN];
+	int nr;
+
+	ASSERT_TRUE(begin_moving(&self->mover, map_pages(MAX_UNITS), MAX_UNITS));
+	for (nr = 0; nr < MANY_CHILDREN; nr++) {
+		pids[nr] = fork();
+		if (!pids[nr])
+			for (;;)
+				pause();
+		if (pids[nr] < 0)
+			break;
+	}
+	EXPECT_EQ(nr, MANY_CHILDREN);
+	while (goes_on(&self->end))
+		sleep(1);
+	while (nr--)
+		kill(pids[nr], SIGKILL);
+	reap_all();
+}
+
+/* In reverse order, so that each page is in a VMA of its own, away from where it began */
+TEST_F_TIMEOUT(load, many_moved, 600)
+{
+	char *from = map_pages(MANY_MOVED), *to = reserve(MANY_MOVED * psize());
+	int i, status;
+	pid_t pid;
+
+	ASSERT_NE(from, NULL);
+	ASSERT_NE(to, NULL);
+	fill(from, MANY_MOVED, psize(), SEED);
+	for (i = 0; i < MANY_MOVED; i++) {
+		char *place = to + (MANY_MOVED - 1 - i) * psize();
+
+		ASSERT_EQ(mremap(from + i * psize(), psize(), psize(),
+				 MREMAP_MAYMOVE | MREMAP_FIXED, place), place);
+	}
+	ASSERT_TRUE(begin_moving(&self->mover, to, MANY_MOVED));
+	while (goes_on(&self->end)) {
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			_exit(!filled(to, MANY_MOVED, psize(), SEED));
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+}
+
+static void *map_and_unmap(void *data)
+{
+	size_t size = MAX_UNITS * psize();
+	unsigned long failed = 0;
+	struct mover *mover = data;
+
+	while (!__atomic_load_n(&mover->stop, __ATOMIC_RELAXED)) {
+		char *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (addr == MAP_FAILED) {
+			failed++;
+			break;
+		}
+		fill(addr, MAX_UNITS, psize(), SEED);
+		failed += !filled(addr, MAX_UNITS, psize(), SEED);
+		munmap(addr, size);
+	}
+	return (void *)failed;
+}
+
+/* As a server does: threads wait for the lock while the pages of their process move. */
+TEST_F_TIMEOUT(load, threads_that_unmap, 600)
+{
+	pthread_t threads[NR_THREADS];
+	void *failed;
+	int i;
+
+	ASSERT_TRUE(begin_moving(&self->mover, map_pages(RACE_UNITS), RACE_UNITS));
+	for (i = 0; i < NR_THREADS; i++)
+		ASSERT_EQ(pthread_create(&threads[i], NULL, map_and_unmap,
+					 &self->mover), 0);
+	while (goes_on(&self->end))
+		sleep(1);
+	__atomic_store_n(&self->mover.stop, true, __ATOMIC_RELAXED);
+	for (i = 0; i < NR_THREADS; i++) {
+		pthread_join(threads[i], &failed);
+		EXPECT_EQ(failed, NULL);
+	}
+}
+
 TEST_HARNESS_MAIN

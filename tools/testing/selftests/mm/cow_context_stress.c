@@ -70,6 +70,9 @@
 /* A worker that takes longer for one operation hangs. */
 #define HANG_SECONDS	120
 
+/* Pages that a mapping grows to */
+#define MAX_GROWTH	64
+
 /* In each page, so many words are looked at. */
 #define NR_WORDS	8
 
@@ -804,6 +807,35 @@ static bool break_page(struct region *region)
 	return done;
 }
 
+/* A mapping that grows downwards as it is touched, as a stack does */
+static bool grow(struct region *unused)
+{
+	char *end = place_of(NR_KINDS, 1);
+	int nr = 1 + random_below(MAX_GROWTH);
+	uint64_t tags[MAX_GROWTH];
+
+	/* For want of memory it would not grow, and that is a signal. */
+	if (shared->injects)
+		return false;
+	if (mmap(end - PAGE, PAGE, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_GROWSDOWN,
+		 -1, 0) != end - PAGE)
+		return false;
+	for (int i = 0; i < nr; i++) {
+		tags[i] = next_tag();
+		write_page(end - (i + 1) * PAGE, tags[i]);
+		if (!random_below(16))
+			usleep(random_below(2000));
+	}
+	for (int i = 0; i < nr; i++) {
+		char *addr = end - (i + 1) * PAGE;
+
+		check_words("grown downwards", addr, addr, tags[i]);
+	}
+	munmap(end - nr * PAGE, nr * PAGE);
+	return true;
+}
+
 static bool check_region(struct region *region)
 {
 	for (int i = 0; region->pages && i < kinds[region->kind].pages && !stopped(); i++)
@@ -935,6 +967,7 @@ static const struct operation {
 	{ move_by_userfaultfd, "uffd_move", 4, ALONE },
 	{ soft_offline, "soft_offline", 1, ALONE },
 	{ break_page, "hwpoison", 1, ALONE },
+	{ grow, "growsdown", 2, ALONE },
 	{ check_region, "check", 1, ALONE },
 	{ fork_worker, "fork", 6, ALL },
 	{ exec_worker, "exec", 1, ALL },
