@@ -1562,6 +1562,23 @@ TEST_F_TIMEOUT(race, with_mremap_and_back, 300)
 	}
 }
 
+/* VMAs change their ranges, both where the pages belong and where they were moved to */
+TEST_F_TIMEOUT(race, with_splits_and_merges, 300)
+{
+	ASSERT_EQ(mremap(self->addr, self->size, self->size, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 self->other), self->other);
+	ASSERT_EQ(map_at(self->addr, variant->kind, self->size), self->addr);
+	fill(self->addr, self->units, self->unit, SEED);
+	while (goes_on(&self->end)) {
+		split_up(self->addr, self->units, self->unit);
+		split_up(self->other, self->units, self->unit);
+		ASSERT_TRUE(filled(self->other, self->units, self->unit, SEED));
+		ASSERT_EQ(mprotect(self->other, self->size, PROT_READ | PROT_WRITE), 0);
+		ASSERT_EQ(mprotect(self->addr, self->size, PROT_READ | PROT_WRITE), 0);
+		ASSERT_TRUE(filled(self->addr, self->units, self->unit, SEED));
+	}
+}
+
 struct toucher {
 	pthread_barrier_t *barrier;
 	char *addr;

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash disable=SC2317
+# Run in the guest: stress-ng, and a database, each under the marks of the selftests.
+
+# marked NAME COMMAND...
+marked()
+{
+	local name=$1 start=${EPOCHREALTIME/./} status
+	shift
+	[[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return 0
+	echo "workshop: begin $name"
+	echo "workshop: begin $name" >/dev/kmsg
+	"$@"
+	status=$?
+	# To stress-ng 3 is "no resources", 4 "not implemented", here 4 is "skipped".
+	echo "workshop: done status=$status ms=$(((${EPOCHREALTIME/./} - start) / 1000)) $name"
+}
+
+stress()
+{
+	local workers=4
+	# One round of one worker moves 800000 pages.
+	[[ $1 != numa ]] || workers=1
+	timeout -k 10 $((SECONDS_EACH * 10 + 120)) stress-ng --"$1" "$workers" --verify -t "$SECONDS_EACH" \
+		--temp-path /tmp --metrics-brief --oomable "${@:2}" 2>&1
+}
+
+# With less memory than its data: snapshots are written, by a child, while clients write.
+# What is read from the last snapshot is what the server had in memory.
+redis()
+{
+	local group=/sys/fs/cgroup/redis socket=/run/redis.sock end round=0 before after
+	local cli=(redis-cli -s "$socket")
+	mkdir -p /tmp/redis "$group"
+	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+	echo 112M >"$group/memory.max"
+	serve()
+	{
+		(echo 0 >"$group/cgroup.procs" && exec redis-server --port 0 --unixsocket "$socket" \
+			--dir /tmp/redis --save '' --enable-debug-command local --daemonize yes >/dev/null)
+		until [[ $("${cli[@]}" ping 2>/dev/null) == PONG ]]; do sleep 0.2; done
+		# It is loading until then.
+		until [[ $("${cli[@]}" dbsize) =~ ^[0-9]+$ ]]; do sleep 0.2; done
+	}
+	serve
+	"${cli[@]}" debug populate 100000 key 1000 || return 1
+	end=$((SECONDS + SECONDS_EACH * 3))
+	while ((SECONDS < end)); do
+		round=$((round + 1))
+		"${cli[@]}" bgsave >/dev/null
+		# shellcheck disable=SC2016 # Lua
+		"${cli[@]}" eval 'for i = 1, 5000 do
+			redis.call("set", "key:" .. math.random(0, 99999), string.rep(ARGV[1] .. ":" .. i .. ";", 80))
+			end' 0 "$round" >/dev/null
+		while [[ $("${cli[@]}" info persistence) == *rdb_bgsave_in_progress:1* ]]; do sleep 0.1; done
+		[[ $("${cli[@]}" info persistence) == *rdb_last_bgsave_status:ok* ]] || return 1
+	done
+	"${cli[@]}" bgsave >/dev/null
+	while [[ $("${cli[@]}" info persistence) == *rdb_bgsave_in_progress:1* ]]; do sleep 0.1; done
+	before=$("${cli[@]}" debug digest)
+	echo "$round rounds, $("${cli[@]}" dbsize) keys, digest $before, swapped: $(cat "$group/memory.swap.current")"
+	"${cli[@]}" shutdown nosave
+	serve
+	after=$("${cli[@]}" debug digest)
+	"${cli[@]}" shutdown nosave
+	echo "digest of the last snapshot: $after"
+	[[ $before == "$after" && $before =~ [1-9] ]]
+}
+
+marked redis redis
+for stressor in vm fork vfork clone mremap mmap mmapfork mmapaddr mmapfixed mmapmany madvise bad-altstack \
+	brk stack shm munmap malloc swap numa userfaultfd mprotect mincore msync resources memhotplug mlock zombie vm-splice \
+	vm-addr vm-segv vm-rw remap physpage; do
+	marked "$stressor" stress "$stressor"
+done
+# Those whose harm is that they use all memory, and options that go with another one
+marked mlockmany stress mlockmany --pathological
+marked ksm stress vm --vm-madvise mergeable
+marked page-in stress vm --page-in
+exit 0
