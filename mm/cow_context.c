@@ -414,8 +414,8 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 	}
 	rcu_read_unlock();
 
-	cow_context_open_gate(walk);
 	cow_context_walk_ends(walk);
+	cow_context_open_gate(walk);
 	walk->pos = NULL;
 	return NULL;
 
@@ -447,8 +447,8 @@ void cow_context_walk_end(struct cow_context_walk *walk)
 	rcu_read_lock();
 	up_read(&context->rwsem);
 	rcu_read_unlock();
-	cow_context_open_gate(walk);
 	cow_context_walk_ends(walk);
+	cow_context_open_gate(walk);
 	walk->pos = NULL;
 }
 EXPORT_SYMBOL_IF_KUNIT(cow_context_walk_end);
@@ -726,6 +726,7 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 
 	iter->next = max(iter->next, iter->first);
 
+	VM_WARN_ON_ONCE(!mt_in_rcu(&context->mm->mm_mt));
 	rcu_read_lock();
 	while (iter->next <= last) {
 		unsigned long addr = iter->next << PAGE_SHIFT;

@@ -192,7 +192,7 @@ static inline void vma_set_anon(struct vm_area_struct *vma)
 		__vma_set_anon(vma);
 }
 
-/* A VMA that is freed must have left the index, or its mm the context. */
+/* A VMA must have left the index, or its mm the context, before its page tables go. */
 static inline void vma_assert_not_in_index(const struct vm_area_struct *vma)
 {
 #ifdef CONFIG_MMU

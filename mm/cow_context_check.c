@@ -36,6 +36,7 @@
 #define COW_CHECK_MAX_PRINT	20
 
 static atomic64_t longest_wait, longest_walk;	/* ns */
+static atomic64_t nr_walks, nr_gated;
 
 static void cow_check_took(atomic64_t *longest, u64 start)
 {
@@ -70,12 +71,15 @@ void cow_context_walk_begins(struct cow_context_walk *walk)
 }
 
 /**
- * cow_context_walk_ends() - Note how long a walk took.
+ * cow_context_walk_ends() - Note how long a walk took, and if forks waited for it.
  * @walk: The walk.
  */
 void cow_context_walk_ends(const struct cow_context_walk *walk)
 {
 	cow_check_took(&longest_walk, walk->start);
+	atomic64_inc(&nr_walks);
+	if (walk->gated)
+		atomic64_inc(&nr_gated);
 }
 
 static void __printf(4, 5) cow_check_wrong(struct cow_check *check,
@@ -428,6 +432,8 @@ static int cow_check_show(struct seq_file *seq, void *unused)
 	seq_printf(seq, "migrating\t%lu\n", check.migrating);
 	seq_printf(seq, "walks\t\t%lu\n", check.walks);
 	seq_printf(seq, "wrong\t\t%lu\n", check.wrong);
+	seq_printf(seq, "all_walks\t%lld\n", atomic64_read(&nr_walks));
+	seq_printf(seq, "gated_walks\t%lld\n", atomic64_read(&nr_gated));
 	seq_printf(seq, "longest_walk\t%lld ns\n", atomic64_read(&longest_walk));
 	seq_printf(seq, "longest_wait\t%lld ns\n", atomic64_read(&longest_wait));
 	return 0;

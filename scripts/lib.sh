@@ -17,6 +17,15 @@ export CCACHE_DIR=${CCACHE_DIR:-$build/ccache} CCACHE_BASEDIR=$build
 export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-8G} CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 export KBUILD_BUILD_TIMESTAMP='1970-01-01' KBUILD_BUILD_USER=user KBUILD_BUILD_HOST=host
 
+# Kernel parameters so that objects of these caches are counted exactly. The list stands in
+# place of CONFIG_SLUB_DEBUG_ON for them, so on debug kernels it says all that means.
+# shellcheck disable=SC2034
+slab_debug=slab_debug=F,cow_context,cow_moved,mm_struct
+[[ ${CONFIG:-default} != debug ]] || slab_debug="${slab_debug/=F,/=FZPU,} page_poison=1"
+
+# Where git wants a name, and a fresh machine has none.
+export GIT_COMMITTER_NAME=series GIT_COMMITTER_EMAIL=series@invalid
+
 say() { printf '[%3d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 

@@ -11,6 +11,7 @@
 #include <linux/mmap_lock.h>
 #include <linux/module.h>
 #include <linux/pagemap.h>
+#include <linux/rmap.h>
 #include <linux/uaccess.h>
 
 #include "../cow_context.h"
@@ -128,6 +129,70 @@ static void test_wrong_offset_of_folio(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);
 }
 
+#ifdef CONFIG_MIGRATION
+/* The page is locked, and stays where it is. */
+static void test_migration_entry(struct kunit *test)
+{
+	struct test_memory *memory = memory_init(test);
+	struct folio *folio = memory->folio;
+	struct cow_check check = { .quiet = true };
+
+	/* What is pinned would not be unmapped. */
+	folio_get(folio);
+	kunit_release_action(test, unpin, folio);
+	folio_lock(folio);
+	try_to_migrate(folio, 0);
+	KUNIT_EXPECT_FALSE(test, folio_mapped(folio));
+	KUNIT_EXPECT_EQ(test, cow_check_mm(&check, current->mm), 0);
+	KUNIT_EXPECT_EQ(test, check.pages, NR_PAGES - 1);
+	KUNIT_EXPECT_EQ(test, check.migrating, 1);
+	KUNIT_EXPECT_EQ(test, check.wrong, 0);
+
+	folio->index++;
+	KUNIT_EXPECT_EQ(test, cow_check_mm(&check, current->mm), 0);
+	KUNIT_EXPECT_EQ(test, check.wrong, 1);
+	folio->index--;
+	remove_migration_ptes(folio, folio, 0);
+	KUNIT_EXPECT_TRUE(test, folio_mapped(folio));
+	folio_unlock(folio);
+	folio_put(folio);
+	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);
+}
+#endif
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+static void test_huge_page(struct kunit *test)
+{
+	unsigned long addr = kunit_vm_mmap(test, NULL, 0, 2 * HPAGE_PMD_SIZE,
+					   PROT_READ | PROT_WRITE,
+					   MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	struct cow_check check = { .quiet = true };
+	struct folio *folio;
+	struct page *page;
+
+	KUNIT_ASSERT_LT(test, addr, TASK_SIZE);
+	KUNIT_ASSERT_NE(test, addr, 0);
+	addr = ALIGN(addr, HPAGE_PMD_SIZE);
+	do_madvise(current->mm, addr, HPAGE_PMD_SIZE, MADV_HUGEPAGE);
+	KUNIT_ASSERT_EQ(test, put_user(1, (char __user *)addr), 0);
+	KUNIT_ASSERT_EQ(test, pin_user_pages_fast(addr, 1, FOLL_WRITE, &page), 1);
+	folio = page_folio(page);
+	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, unpin, folio), 0);
+	if (!folio_test_pmd_mappable(folio))
+		kunit_skip(test, "no huge page to be had");
+
+	KUNIT_EXPECT_EQ(test, cow_check_mm(&check, current->mm), 0);
+	KUNIT_EXPECT_EQ(test, check.pages, 1);
+	KUNIT_EXPECT_EQ(test, check.wrong, 0);
+	folio_lock(folio);
+	folio->index++;
+	KUNIT_EXPECT_EQ(test, cow_check_mm(&check, current->mm), 0);
+	KUNIT_EXPECT_EQ(test, check.wrong, 1);
+	folio->index--;
+	folio_unlock(folio);
+}
+#endif
+
 static void set_context(struct folio *folio, struct cow_context *context)
 {
 	folio->mapping = (void *)((unsigned long)context | FOLIO_MAPPING_ANON);
@@ -204,6 +269,12 @@ static struct kunit_case cow_check_cases[] = {
 	KUNIT_CASE(test_moved_vma_not_in_index),
 	KUNIT_CASE(test_wrong_offset_of_vma),
 	KUNIT_CASE(test_wrong_offset_of_folio),
+#ifdef CONFIG_MIGRATION
+	KUNIT_CASE(test_migration_entry),
+#endif
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+	KUNIT_CASE(test_huge_page),
+#endif
 	KUNIT_CASE(test_folio_of_stranger),
 	KUNIT_CASE(test_context_out_of_place),
 	{}

@@ -39,8 +39,10 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <mm/gup_test.h>
 #include "kselftest.h"
 #include "vm_util.h"
+#include "cow_context_slab.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE		25
@@ -60,6 +62,11 @@
 
 /* What is in a private file where nobody has written */
 #define FILE_TAG	0x8000000000000000ULL
+
+#define GUP_TEST	"/sys/kernel/debug/gup_test"
+/* What several workers may write */
+#define COMMON_TAG	0x4000000000000000ULL
+#define NR_COMMON_TAGS	4
 
 #define CHECK		"/sys/kernel/debug/cow_context/check"
 #define CGROUP		"/sys/fs/cgroup/cow_context_stress"
@@ -104,7 +111,7 @@ static struct shared {
 	struct slot slots[MAX_WORKERS];
 	unsigned long done[MAX_COUNTS];		/* by operation */
 	unsigned long disturbed[MAX_COUNTS];	/* by disturber */
-	unsigned long reads, writes, forks, checks, injected;
+	unsigned long reads, writes, forks, checks, injected, killed;
 	int live;
 	int max_live;
 	int serial;
@@ -144,7 +151,9 @@ static struct region {
 
 static struct slot *slot;
 static char *broken;		/* a page that memory failure takes away */
-static int fail_nth = -1;	/* of the thread that does the operations */
+static __thread int fail_nth = -1;
+static __thread bool armed;
+static unsigned int next_nth[MAX_COUNTS];	/* by operation */
 static unsigned int serial, sequence;
 static uint64_t random_state;
 static pthread_t touchers[NR_TOUCHERS];
@@ -238,9 +247,12 @@ static bool check_page(const struct region *region, int nr)
 	return check_words(kinds[region->kind].name, addr, addr, region->pages[nr].tag);
 }
 
+/* Now and then one that others write, too, so that KSM has something to merge. */
 static uint64_t next_tag(void)
 {
-	return (uint64_t)serial << 32 | __atomic_add_fetch(&sequence, 1, __ATOMIC_RELAXED);
+	unsigned int nr = __atomic_add_fetch(&sequence, 1, __ATOMIC_RELAXED);
+
+	return nr % 8 ? (uint64_t)serial << 32 | nr : COMMON_TAG | nr / 8 % NR_COMMON_TAGS;
 }
 
 /* Reads a page of a region that is locked, and may write it. */
@@ -264,19 +276,69 @@ static void use_page(struct region *region, uint64_t *state)
 	__atomic_clear(&page->locked, __ATOMIC_RELEASE);
 }
 
+/*
+ * For the thread that opens it: so many allocations go well, and the next one fails.
+ * Who asks is not to be bothered itself, so that is tried again.
+ */
+static void open_fail_nth(void)
+{
+	fail_nth = shared->injects ? open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC) : -1;
+	armed = false;
+}
+
+static void set_fail_nth(unsigned int nth)
+{
+	char text[16];
+	int tries;
+
+	snprintf(text, sizeof(text), "%u", nth);
+	for (tries = 0; write(fail_nth, text, strlen(text)) < 0; tries++) {
+		if (errno == EFAULT && tries < 10)
+			continue;
+		fail("fail-nth: %s", strerror(errno));
+		break;
+	}
+	armed = nth;
+}
+
+/* Did one fail? */
+static bool disarm(void)
+{
+	char text[16] = "";
+	bool failed;
+
+	if (!armed)
+		return false;
+	while (pread(fail_nth, text, sizeof(text) - 1, 0) < 0 && errno == EFAULT)
+		;
+	/* It has counted down to 0 then. */
+	failed = text[0] && !atoi(text);
+	if (failed)
+		count(&shared->injected, 1);
+	set_fail_nth(0);
+	return failed;
+}
+
 static void *touch(void *data)
 {
 	uint64_t state = (uint64_t)(uintptr_t)data;
 
+	open_fail_nth();
 	while (__atomic_load_n(&touchers_run, __ATOMIC_ACQUIRE) && !stopped()) {
 		struct region *region = &regions[random_of(&state, NR_KINDS)];
 
 		pthread_rwlock_rdlock(&region->lock);
+		/* Of huge pages there may be no other, and that is a signal. */
+		if (fail_nth >= 0 && region->kind != HUGETLB && !random_of(&state, 4))
+			set_fail_nth(1 + random_of(&state, 8));
 		use_page(region, &state);
+		disarm();
 		pthread_rwlock_unlock(&region->lock);
 		if (!random_of(&state, 16))
 			usleep(random_of(&state, 2000));
 	}
+	if (fail_nth >= 0)
+		close(fail_nth);
 	return NULL;
 }
 
@@ -345,9 +407,22 @@ static void forget(struct region *region, int first, int nr, int place)
 	}
 }
 
+/* It may split a VMA, and for want of memory for that do nothing. */
+static bool unmap_range(char *addr, size_t size)
+{
+	if (!munmap(addr, size))
+		return true;
+	if (!armed)
+		fail("munmap of %zu bytes at %p: %s", size, addr, strerror(errno));
+	return false;
+}
+
 static void drop_region(struct region *region)
 {
-	munmap(place_of(region->kind, 0), NR_PLACES * PLACE_SIZE);
+	if (!unmap_range(place_of(region->kind, 0), NR_PLACES * PLACE_SIZE)) {
+		disarm();
+		unmap_range(place_of(region->kind, 0), NR_PLACES * PLACE_SIZE);
+	}
 	free(region->pages);
 	region->pages = NULL;
 }
@@ -441,33 +516,26 @@ static void begin_worker(uint64_t seed)
 	}
 	slot->paused = false;
 	slot->since = time(NULL);
+	/* Not that of the parent, and nothing of what that wanted to fail */
 	if (fail_nth >= 0)
 		close(fail_nth);
-	fail_nth = shared->injects ? open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC) : -1;
+	open_fail_nth();
 }
 
-/* One of the allocations of the next operation is to fail, if it has so many. */
-static bool inject(void)
+/* One allocation of the next operation is to fail: each time a later one. */
+static void inject(unsigned int operation)
 {
-	char text[16];
-
-	if (fail_nth < 0 || random_below(2))
-		return false;
-	snprintf(text, sizeof(text), "%d", 1 + random_below(random_below(8) ? 16 : 256));
-	if (write(fail_nth, text, strlen(text)) < 0)
-		fail("fail-nth: %s", strerror(errno));
-	return true;
+	if (fail_nth >= 0 && random_below(2))
+		set_fail_nth(++next_nth[operation]);
 }
 
-static void end_injection(void)
+static void end_injection(unsigned int operation)
 {
-	char text[16] = "";
+	bool was_armed = armed;
 
-	/* It has counted down to 0 then. */
-	if (pread(fail_nth, text, sizeof(text) - 1, 0) > 0 && !atoi(text))
-		count(&shared->injected, 1);
-	if (write(fail_nth, "0", 1) < 0)
-		fail("fail-nth: %s", strerror(errno));
+	/* It did not have so many. */
+	if (!disarm() && was_armed)
+		next_nth[operation] = 0;
 }
 
 /*
@@ -490,8 +558,8 @@ static bool map_anew(struct region *region, bool unmaps)
 		begin_region(region);
 		return true;
 	}
-	if (unmaps)
-		munmap(range.addr, range.size);
+	if (unmaps && !unmap_range(range.addr, range.size))
+		return false;
 	if (map_range(region->kind, range.place, range.first, range.nr))
 		forget(region, range.first, range.nr, range.place);
 	else
@@ -556,7 +624,7 @@ static bool resize(struct region *region)
 {
 	int pages = kinds[region->kind].pages;
 	int nr = 1 + random_below(pages), first = pages - nr, left = random_below(nr), place;
-	bool wiped;
+	bool wiped, grown;
 	char *addr;
 
 	if (!region->pages || region->kind == HUGETLB || !left)
@@ -570,7 +638,8 @@ static bool resize(struct region *region)
 		return false;
 	/* It cannot grow if it is more than one VMA. */
 	wiped = region->pages[first].wiped;
-	if (mremap(addr, left * PAGE, nr * PAGE, 0) != addr) {
+	grown = mremap(addr, left * PAGE, nr * PAGE, 0) == addr;
+	if (!grown) {
 		wiped = false;
 		if (!map_range(region->kind, place, first + left, nr - left)) {
 			drop_region(region);
@@ -580,7 +649,7 @@ static bool resize(struct region *region)
 	forget(region, first + left, nr - left, place);
 	for (int i = first + left; i < pages; i++)
 		region->pages[i].wiped = wiped;
-	return true;
+	return grown;
 }
 
 /* From here on beside the threads that use the pages */
@@ -589,7 +658,13 @@ static bool protect(struct region *region)
 	int prot = PROT_READ | PROT_WRITE | (random_below(2) ? PROT_EXEC : 0);
 	struct range range;
 
-	return random_range(region, &range) && !mprotect(range.addr, range.size, prot);
+	if (!random_range(region, &range))
+		return false;
+	if (!mprotect(range.addr, range.size, prot))
+		return true;
+	if (!armed)
+		fail("mprotect: %s", strerror(errno));
+	return false;
 }
 
 static bool advise(struct region *region, int advice)
@@ -697,6 +772,34 @@ static bool splice_page(struct region *region)
 	close(pipes[0]);
 	close(pipes[1]);
 	return spliced;
+}
+
+/* What is pinned stays where it is, and is not what a child has got. */
+static bool pin_longterm(struct region *region)
+{
+	struct pin_longterm_test test = { .size = PAGE, .flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE };
+	char *addr, copy[PAGE];
+	struct page *page = random_page(region, &addr);
+	__u64 to = (unsigned long)copy;
+	bool pinned;
+	int fd;
+
+	if (!page || region->kind == HUGETLB)
+		return false;
+	fd = open(GUP_TEST, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	test.addr = (unsigned long)addr;
+	pinned = !ioctl(fd, PIN_LONGTERM_TEST_START, &test);
+	if (pinned) {
+		usleep(random_below(5000));
+		page->tag = next_tag();
+		write_page(addr, page->tag);
+		if (!ioctl(fd, PIN_LONGTERM_TEST_READ, &to))
+			check_words("read from a pinned page", addr, copy, page->tag);
+	}
+	close(fd);
+	return pinned;
 }
 
 static bool pin(struct region *region)
@@ -878,9 +981,11 @@ static bool reap(void)
 			__atomic_sub_fetch(&shared->live, 1, __ATOMIC_RELAXED);
 			give_up_slot(&shared->slots[i]);
 		}
-		/* Killed for want of memory */
-		if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+		/* For want of memory, if it was not for a page that is broken */
+		if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+			count(&shared->killed, 1);
 			continue;
+		}
 		fail("pid %d ended with status %#x", pid, status);
 	}
 	return !pid;
@@ -939,6 +1044,8 @@ static bool exec_worker(struct region *unused)
 	snprintf(shared_nr, sizeof(shared_nr), "%d", shared_fd);
 	snprintf(file_nr, sizeof(file_nr), "%d", file_fd);
 	count(&shared->done[slot->operation], 1);
+	/* What fails in exec, and in what follows until main(), is a signal. */
+	disarm();
 	execl("/proc/self/exe", "cow_context_stress", "worker", seed, shared_nr, file_nr, NULL);
 	return false;
 }
@@ -964,6 +1071,7 @@ static const struct operation {
 	{ wipe_on_fork, "wipeonfork", 1, ALONE },
 	{ splice_page, "vmsplice", 2, ALONE },
 	{ pin, "pin", 2, ALONE },
+	{ pin_longterm, "pin_longterm", 2, ALONE },
 	{ move_by_userfaultfd, "uffd_move", 4, ALONE },
 	{ soft_offline, "soft_offline", 1, ALONE },
 	{ break_page, "hwpoison", 1, ALONE },
@@ -992,7 +1100,6 @@ static void __noreturn work(void)
 	struct region *region;
 	int all = 0, chosen;
 	unsigned int i;
-	bool injects;
 
 	for (i = 0; i < ARRAY_SIZE(operations); i++)
 		all += operations[i].weight;
@@ -1014,11 +1121,10 @@ static void __noreturn work(void)
 		else
 			pthread_rwlock_wrlock(&region->lock);
 
-		injects = inject();
+		inject(i);
 		if (operations[i].run(region))
 			count(&shared->done[i], 1);
-		if (injects)
-			end_injection();
+		end_injection(i);
 
 		if (operations[i].locks == ALL)
 			unlock_all();
@@ -1034,6 +1140,9 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 {
 	if (signal == SIGBUS && info->si_addr == broken)
 		return;
+	/* The kernel did not get at what it wanted to read or write here. */
+	if (signal == SIGSEGV && info->si_code == SI_KERNEL && shared->injects)
+		leave();
 	fail("worker %u (pid %d) got signal %d at %p, in %s", serial, getpid(), signal,
 	     info->si_addr, operations[slot->operation].name);
 	_exit(0);
@@ -1181,6 +1290,21 @@ static unsigned long reclaim_memory(void)
 	return write_to(CGROUP "/memory.reclaim", amount) || errno == EAGAIN;
 }
 
+/* Less than they have, for a moment */
+static unsigned long squeeze(void)
+{
+	char value[64];
+
+	usleep(random_below(2000000));
+	if (!read_file(CGROUP "/memory.current", value, sizeof(value)))
+		return 0;
+	snprintf(value, sizeof(value), "%lu", strtoul(value, NULL, 0) / 8 * (4 + random_below(4)));
+	if (!write_to(CGROUP "/memory.high", value))
+		return 0;
+	usleep(random_below(300000));
+	return write_to(CGROUP "/memory.high", "max");
+}
+
 static unsigned long split_huge(void)
 {
 	pid_t pid = random_worker();
@@ -1204,6 +1328,7 @@ static const struct {
 	{ scan_idle, "idle" },
 	{ offline_block, "offlined" },
 	{ reclaim_memory, "reclaimed" },
+	{ squeeze, "squeezed" },
 	{ split_huge, "split" },
 };
 
@@ -1334,8 +1459,12 @@ static void check_round(void)
 	int fd = open(CHECK, O_WRONLY);
 	bool waits = true;
 
-	if (fd < 0)
+	if (fd < 0) {
+		/* Who has built a kernel with it says so. */
+		if (getenv("COW_CONTEXT_CHECK"))
+			fail("%s: %s", CHECK, strerror(errno));
 		return;
+	}
 	__atomic_store_n(&shared->pause, true, __ATOMIC_RELEASE);
 	while (waits && !stopped()) {
 		usleep(10000);
@@ -1407,6 +1536,43 @@ static void print_counts(void)
 		fclose(check);
 }
 
+static unsigned long oom_kills(void)
+{
+	FILE *vmstat = fopen("/proc/vmstat", "r");
+	unsigned long value, kills = 0;
+	char line[128];
+
+	while (vmstat && fgets(line, sizeof(line), vmstat))
+		if (sscanf(line, "oom_kill %lu", &value) == 1)
+			kills = value;
+	if (vmstat)
+		fclose(vmstat);
+	return kills;
+}
+
+static const char * const caches[] = { "mm_struct", "cow_context", "cow_moved" };
+static long in_use[ARRAY_SIZE(caches)];
+
+/* Nothing is there that was not before; kfree_rcu() takes its time. */
+static bool nothing_left(bool complains)
+{
+	bool nothing = true;
+
+	visit_cpus();
+	for (unsigned int i = 0; i < ARRAY_SIZE(caches); i++) {
+		long now;
+
+		if (in_use[i] < 0 || slab_has_sheaves(caches[i]))
+			continue;
+		shrink_slab(caches[i]);
+		now = slab_objects(caches[i]);
+		nothing &= now <= in_use[i];
+		if (complains && now > in_use[i])
+			fail("%s: %ld in use, and %ld before", caches[i], now, in_use[i]);
+	}
+	return nothing;
+}
+
 static unsigned long option(const char *name, unsigned long otherwise)
 {
 	const char *value = getenv(name);
@@ -1418,6 +1584,7 @@ int main(int argc, char **argv)
 {
 	unsigned long seconds = option("STRESS_SECONDS", 20), round_seconds, seed;
 	unsigned long chosen = option("STRESS_DISTURBERS", -1UL), old_warnings = warnings();
+	unsigned long old_kills = oom_kills();
 	int round, started = 0;
 	time_t begin, round_end;
 
@@ -1443,8 +1610,12 @@ int main(int argc, char **argv)
 		ksft_exit_fail_msg("at most %d workers\n", MAX_WORKERS - 8);
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1))
 		ksft_exit_fail_perror("prctl");
-	if (chosen)
+	if (chosen || shared->injects)
 		tune();
+	for (unsigned int i = 0; i < ARRAY_SIZE(caches); i++) {
+		shrink_slab(caches[i]);
+		in_use[i] = slab_objects(caches[i]);
+	}
 
 	begin = time(NULL);
 	for (round = 1; time(NULL) - begin < (time_t)seconds && !stopped(); round++) {
@@ -1469,13 +1640,27 @@ int main(int argc, char **argv)
 		;
 	if (reap())
 		fail("not all processes end");
+	/* KSM refers to mms until it is told to leave them alone. */
+	if (chosen || shared->injects)
+		restore();
+	for (int i = 0; i < 200 && !nothing_left(i == 199); i++)
+		usleep(100000);
 	if (!shared->reads)
 		fail("no page was looked at");
+	if (shared->injects && !shared->injected)
+		fail("no allocation failed");
+	if (shared->killed > oom_kills() - old_kills)
+		fail("%lu killed, and %lu of them for want of memory", shared->killed,
+		     oom_kills() - old_kills);
+	for (unsigned int i = 0; i < ARRAY_SIZE(operations) && seconds >= 300; i++)
+		if (!shared->done[i] && !(shared->injects && operations[i].run == grow))
+			fail("%s was never done", operations[i].name);
+	for (unsigned int i = 0; i < ARRAY_SIZE(disturbers) && seconds >= 300; i++)
+		if (!shared->disturbed[i] && chosen & 1UL << i)
+			fail("nothing was ever %s", disturbers[i].name);
 	if (warnings() != old_warnings)
 		fail("the kernel has warned");
 	print_counts();
-	if (chosen)
-		restore();
 	if (shared->failed)
 		ksft_print_msg("%s\n", shared->failure);
 	ksft_test_result(!shared->failed, "all memory is what it was\n");
