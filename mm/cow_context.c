@@ -267,8 +267,7 @@ EXPORT_SYMBOL_IF_KUNIT(cow_context_fork);
  * goes on.  So when it has seen more contexts than there were, and some, it
  * closes the gate of the tree, and is left with those forks that are through.
  *
- * Context: May sleep.  No lock is held that a walk could wait for; that of the
- *	    uprobes for fork() may be.
+ * Context: May sleep.  No lock is held.
  * Return: 0, or -ERESTARTSYS on a fatal signal.
  */
 int cow_context_wait_for_walks(struct cow_context *context)

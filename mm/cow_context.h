@@ -108,7 +108,6 @@ bool cow_context_inherits(const struct cow_context *context,
 			  const struct cow_context *ancestor);
 void cow_context_detach(struct cow_context *context);
 void cow_context_fork(struct cow_context *child, struct cow_context *parent);
-int cow_context_wait_for_walks(struct cow_context *context);
 
 /**
  * struct cow_context_walk - a walk over the live contexts of a subtree

@@ -181,6 +181,12 @@ build_selftests()
 	done
 }
 
+# on_top DIRECTORY ARCHIVE: the guest's root with what the directory has on top of it.
+on_top()
+{
+	(cd "$1" && find . -print0 | cpio -0 -o -H newc --quiet) | cat "$build/image/rootfs.cpio" - >"$2"
+}
+
 # with_libraries ROOT FILE...: the libraries that these need go into the root of a guest.
 with_libraries()
 {

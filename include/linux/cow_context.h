@@ -15,6 +15,7 @@ struct mm_struct;
 void __init cow_context_init(void);
 struct cow_context *cow_context_alloc(struct mm_struct *mm);
 void cow_context_release(struct cow_context *context);
+int cow_context_wait_for_walks(struct cow_context *context);
 #else
 static inline void cow_context_init(void)
 {

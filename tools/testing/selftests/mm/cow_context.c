@@ -1130,41 +1130,46 @@ TEST_F_TIMEOUT(page, moved_by_userfaultfd, 300)
 	munmap(to, self->size);
 }
 
-/* Has KSM merge memory of the same contents */
-static bool merge(int pagemap, char *one, char *other)
+/* Memory that KSM merges with other memory of the same contents */
+static char *map_mergeable(char *addr)
 {
-	int i = 0, tries;
+	addr = map_at(addr, ANON, MAX_UNITS * psize());
+	if (!addr || madvise(addr, MAX_UNITS * psize(), MADV_MERGEABLE))
+		return NULL;
+	fill(addr, MAX_UNITS, psize(), SEED);
+	return addr;
+}
 
-	if (madvise(one, MAX_UNITS * psize(), MADV_MERGEABLE) ||
-	    madvise(other, MAX_UNITS * psize(), MADV_MERGEABLE))
-		return false;
+/* Has KSM merge what the processes of a family have */
+static bool merge(struct family *family)
+{
+	bool merged = false;
+	int tries;
+
 	write_num("/sys/kernel/mm/ksm/pages_to_scan", 1000);
-	for (tries = 0; tries < 20 && i < MAX_UNITS; tries++) {
+	for (tries = 0; tries < 20 && !merged; tries++) {
 		if (ksm_start())
 			return false;
-		for (i = 0; i < MAX_UNITS; i++)
-			if (pagemap_get_pfn(pagemap, one + i * psize()) !=
-			    pagemap_get_pfn(pagemap, other + i * psize()))
-				break;
+		merged = same_pages(family);
 	}
 	write_num("/sys/kernel/mm/ksm/run", 0);
-	return i == MAX_UNITS;
+	return merged;
 }
 
 /* A page of KSM is found in who offered it, and in who was forked from there */
 TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 {
 	struct family *family = self->family;
-	char *other = map_at(reserve(self->size), ANON, self->size);
+	char *other = map_mergeable(reserve(self->size));
 
 	ASSERT_NE(other, NULL);
-	fill(other, MAX_UNITS, psize(), SEED);
+	ASSERT_EQ(madvise(self->addr, self->size, MADV_MERGEABLE), 0);
 	self->addr = moves(family, self->addr);
 	ASSERT_NE(self->addr, NULL);
-	ASSERT_TRUE(merge(self->pagemap, self->addr, other));
-
 	join(family, getpid(), self->addr);
 	join(family, getpid(), other);
+	ASSERT_TRUE(merge(family));
+
 	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
 	ASSERT_GT(spawn(family, splits, other), 0);
 	expect_all_found(_metadata, family, SEED);
@@ -1174,16 +1179,15 @@ TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 
 static char *merges(struct family *family, char *addr)
 {
-	char *other = map_at(reserve(MAX_UNITS * psize()), ANON, MAX_UNITS * psize());
-	int pagemap = open("/proc/self/pagemap", O_RDONLY);
-	bool merged;
+	char *other = map_mergeable(reserve(MAX_UNITS * psize()));
+	struct family both = *family;
 
-	if (!other || pagemap < 0)
+	if (!other || madvise(addr, MAX_UNITS * psize(), MADV_MERGEABLE))
 		return NULL;
-	fill(other, MAX_UNITS, psize(), SEED);
-	merged = merge(pagemap, addr, other);
-	close(pagemap);
-	return merged ? addr : NULL;
+	both.nr = 0;
+	join(&both, getpid(), addr);
+	join(&both, getpid(), other);
+	return merge(&both) ? addr : NULL;
 }
 
 /*
@@ -1199,6 +1203,86 @@ TEST_F_TIMEOUT(page, merged_by_ksm_in_a_child, 300)
 	EXPECT_EQ(munmap(self->addr, self->size), 0);
 	expect_all_found(_metadata, family, SEED);
 	EXPECT_EQ(ksm_stop(), 0);
+}
+
+static void try_write(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0)
+		return;
+	if (write(fd, value, strlen(value)) < 0)
+		usleep(1000);
+	close(fd);
+}
+
+/* The same place in processes that are no relatives, which nothing else has */
+#define STRANGE_PLACE	((char *)(1UL << 40))
+
+/* What a process does that a test has made by exec: its contexts begin with itself. */
+static void __attribute__((constructor)) be_a_stranger(void)
+{
+	if (!getenv("COW_CONTEXT_STRANGER"))
+		return;
+	if (!map_mergeable(STRANGE_PLACE))
+		_exit(1);
+	for (;;)
+		pause();
+}
+
+static bool is_swapped(struct family *family)
+{
+	int i, m;
+
+	for (m = 0; m < family->nr; m++)
+		for (i = 0; i < family->units; i++)
+			if (!(pagemap_of(family->mappers[m].pid, family->mappers[m].addr +
+					 i * family->unit) & PM_SWAP))
+				return false;
+	return true;
+}
+
+/*
+ * A page of KSM that comes from swap is one like others, and belongs to who read it
+ * first.  A stranger who finds it in the swap cache, for the same offset, copies it.
+ */
+TEST_F_TIMEOUT(page, merged_by_ksm_and_swapped, 300)
+{
+	char *addr = map_mergeable(STRANGE_PLACE);
+	struct family *family = self->family;
+	struct family stranger = *family;
+	int tries;
+	pid_t pid;
+
+	ASSERT_NE(addr, NULL);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		setenv("COW_CONTEXT_STRANGER", "1", 1);
+		execl("/proc/self/exe", "stranger", NULL);
+		_exit(1);
+	}
+	join(&stranger, pid, addr);
+	join(family, getpid(), addr);
+	join(family, pid, addr);
+	for (tries = 0; tries < 100 && !same_contents(&stranger, SEED); tries++)
+		usleep(100 * 1000);
+	ASSERT_TRUE(merge(family));
+
+	for (tries = 0; tries < 200 && !is_swapped(family); tries++)
+		try_write("/sys/fs/cgroup/memory.reclaim", "8M");
+	if (!is_swapped(family))
+		SKIP(return, "needs swap, and memory.reclaim");
+
+	reads(family, addr);
+	EXPECT_TRUE(same_contents(&stranger, SEED));
+	EXPECT_FALSE(same_pages(family));
+	expect_all_found(_metadata, &stranger, SEED);
+	family->nr = 1;
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_EQ(ksm_stop(), 0);
+	kill(pid, SIGKILL);
+	munmap(addr, self->size);
 }
 
 /* The number of signals that the processes of a test got, in memory that they share */
@@ -1576,17 +1660,6 @@ TEST_F_TIMEOUT(race, with_fork_and_exit, 300)
 		ASSERT_GT(wait(&status), 0);
 		ASSERT_EQ(status, 0);
 	}
-}
-
-static void try_write(const char *path, const char *value)
-{
-	int fd = open(path, O_WRONLY);
-
-	if (fd < 0)
-		return;
-	if (write(fd, value, strlen(value)) < 0)
-		usleep(1000);
-	close(fd);
 }
 
 /* Takes all pages of some memory away, by going through the memory and not the mms */

@@ -34,6 +34,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
@@ -1377,6 +1378,26 @@ static struct setting {
 	{ "/sys/kernel/debug/fail_page_alloc/verbose", "0" },
 };
 
+/*
+ * khugepaged gives way to all others, and here it would for so long that RCU, which it
+ * keeps waiting when it is preempted, complains.
+ */
+static void do_not_starve_khugepaged(void)
+{
+	struct dirent *process;
+	char path[300], name[32];
+	DIR *processes = opendir("/proc");
+
+	while (processes && (process = readdir(processes))) {
+		snprintf(path, sizeof(path), "/proc/%s/comm", process->d_name);
+		if (atoi(process->d_name) && read_file(path, name, sizeof(name)) &&
+		    !strcmp(name, "khugepaged\n"))
+			setpriority(PRIO_PROCESS, atoi(process->d_name), 0);
+	}
+	if (processes)
+		closedir(processes);
+}
+
 static void tune(void)
 {
 	char *chosen;
@@ -1394,6 +1415,7 @@ static void tune(void)
 		}
 		write_to(setting->path, setting->value);
 	}
+	do_not_starve_khugepaged();
 	write_to("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	mkdir(CGROUP, 0755);
 	/* All that this process forks is in it, too. */
