@@ -23,6 +23,9 @@ export KBUILD_BUILD_TIMESTAMP='1970-01-01' KBUILD_BUILD_USER=user KBUILD_BUILD_H
 slab_debug=slab_debug=F,cow_context,cow_moved,mm_struct
 [[ ${CONFIG:-default} != debug ]] || slab_debug="${slab_debug/=F,/=FZPU,} page_poison=1"
 
+# What git bisect run tells those that it runs is about one of several trees.
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX
+
 # Where git wants a name, and a fresh machine has none.
 export GIT_COMMITTER_NAME=series GIT_COMMITTER_EMAIL=series@invalid
 
