@@ -31,7 +31,7 @@ good() { echo "ok - $1"; passed=$((passed + 1)); }
 bad()
 {
 	echo "not ok - $1: $2"
-	sed 's/^/  | /' "$work/out" "$work/err" 2>/dev/null | tail -n 20
+	sed 's/^/  | /' "$work/out" "$work/err" 2>/dev/null | tail -n 20 || :
 	failed=$((failed + 1))
 }
 
