@@ -702,6 +702,16 @@ cow_unmapping_find(const struct cow_unmapping *unmapping, unsigned long addr)
 	return found;
 }
 
+/* Is it a VMA that was not moved, and around @addr? */
+static bool cow_vma_is_unmoved(const struct vm_area_struct *vma,
+			       const struct cow_context *context,
+			       unsigned long addr)
+{
+	/* Pairs with cow_index_add() and __vma_set_anon(). */
+	return vma && smp_load_acquire(&vma->vm_cow) == cow_unmoved(context) &&
+	       vma->vm_start <= addr && vma->vm_end > addr;
+}
+
 /*
  * The next VMA that was not moved.
  *
@@ -718,7 +728,6 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 {
 	const struct cow_context *context = iter->context;
 	const struct cow_unmapping *unmapping = context->unmapping;
-	const unsigned long unmoved = cow_unmoved(context);
 	/* Page offsets of moved VMAs may be beyond all addresses. */
 	const pgoff_t last = min(iter->last, ULONG_MAX >> PAGE_SHIFT);
 	struct vm_area_struct *vma = NULL;
@@ -727,6 +736,16 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 
 	VM_WARN_ON_ONCE(!mt_in_rcu(&context->mm->mm_mt));
 	rcu_read_lock();
+	if (likely(!unmapping && iter->next <= last)) {
+		/* Most walks are about one page, and find it there. */
+		vma = mtree_load(&context->mm->mm_mt, iter->next << PAGE_SHIFT);
+		if (cow_vma_is_unmoved(vma, context, iter->next << PAGE_SHIFT)) {
+			iter->next = vma->vm_end >> PAGE_SHIFT;
+			goto unlock;
+		}
+		vma = NULL;
+	}
+
 	while (iter->next <= last) {
 		unsigned long addr = iter->next << PAGE_SHIFT;
 		unsigned long limit = (last << PAGE_SHIFT) | ~PAGE_MASK;
@@ -751,10 +770,7 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 			end = vma ? mas.last + 1 : limit + 1;
 		}
 
-		/* Pairs with cow_index_add() and __vma_set_anon(). */
-		if (vma && smp_load_acquire(&vma->vm_cow) == unmoved &&
-		    vma->vm_start <= start && vma->vm_end > start &&
-		    start <= limit) {
+		if (start <= limit && cow_vma_is_unmoved(vma, context, start)) {
 			iter->next = vma->vm_end >> PAGE_SHIFT;
 			break;
 		}
@@ -762,6 +778,7 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 		/* It wraps to 0 at the very end. */
 		iter->next = ((end - 1) >> PAGE_SHIFT) + 1;
 	}
+unlock:
 	rcu_read_unlock();
 
 	return vma;
@@ -785,9 +802,11 @@ struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter)
 	lockdep_assert_held_read(&iter->context->rwsem);
 
 	if (!iter->moved) {
-		vma = cow_vma_iter_unmoved(iter);
-		if (vma)
-			return vma;
+		if (iter->next <= iter->last) {
+			vma = cow_vma_iter_unmoved(iter);
+			if (vma)
+				return vma;
+		}
 		iter->moved = cow_moved_tree_iter_first(&iter->context->moved,
 							iter->first, iter->last);
 	} else {
