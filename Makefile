@@ -3,7 +3,7 @@
 
 KERNEL ?= patched
 CONFIG ?= default
-export KERNEL CONFIG BASE QUICK AGAIN TEST ALL TEST_TIMEOUT KERNEL_SRC FORCE SERIES JOBS ONLY MINUTES SEED CPUS
+export KERNEL CONFIG
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
 	bisectable bisect bench failing models configs stress programs protections workshop-tests clean

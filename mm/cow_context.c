@@ -534,8 +534,8 @@ void cow_moved_free(struct cow_moved *moved)
 
 /**
  * cow_index_add() - Put a VMA in the index of its mm's context.
- * @vma: A VMA that is not in the index and has no page table entry yet, or the
- *	 target of a merge with one that was in the index.
+ * @vma: A VMA that is not in the index.  It has no page table entry yet, or
+ *	 context->rwsem has been held since its range was in the index.
  * @moved: What cow_moved_prealloc() has got for it.
  *
  * Context: mmap_lock held for write, and context->rwsem if there is a @moved or
@@ -584,7 +584,8 @@ void cow_index_enter(struct vm_area_struct *vma, struct cow_moved *moved)
 
 /**
  * cow_index_del() - Take a VMA out of the index, if it is there.
- * @vma: A VMA that maps no anonymous folio any more.
+ * @vma: A VMA that maps no anonymous folio any more, or whose range is in the
+ *	 index again before context->rwsem is released.
  *
  * Context: context->rwsem held for write, and mmap_lock at least for read.
  */
@@ -737,9 +738,11 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 	VM_WARN_ON_ONCE(!mt_in_rcu(&context->mm->mm_mt));
 	rcu_read_lock();
 	if (likely(!unmapping && iter->next <= last)) {
+		const unsigned long addr = iter->next << PAGE_SHIFT;
+
 		/* Most walks are about one page, and find it there. */
-		vma = mtree_load(&context->mm->mm_mt, iter->next << PAGE_SHIFT);
-		if (cow_vma_is_unmoved(vma, context, iter->next << PAGE_SHIFT)) {
+		vma = mtree_load(&context->mm->mm_mt, addr);
+		if (cow_vma_is_unmoved(vma, context, addr)) {
 			iter->next = vma->vm_end >> PAGE_SHIFT;
 			goto unlock;
 		}

@@ -1004,6 +1004,7 @@ static void cow_context_storm(struct kunit *test)
 	kunit_info(test, "%lu walks\n", storm->walks);
 	KUNIT_EXPECT_EQ(test, atomic_read(&storm->forked), 2 * STORM);
 	KUNIT_EXPECT_FALSE(test, storm->dead);
+	KUNIT_EXPECT_GT(test, storm->walks, 0);
 	expect_alone(test, root->context);
 	exit_mm(root);
 }

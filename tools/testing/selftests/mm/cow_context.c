@@ -1456,6 +1456,7 @@ FIXTURE(race)
 	struct shared *shared;
 	char *addr, *other, *room;
 	size_t unit, size;
+	unsigned long moved;
 	time_t end;
 	pid_t mover;
 	int units;
@@ -1556,7 +1557,8 @@ FIXTURE_SETUP(race)
 	fill(self->addr, self->units, self->unit, SEED);
 	for (tries = 0; tries < 1000 && !self->shared->moved; tries++)
 		usleep(10000);
-	ASSERT_GT(self->shared->moved, 0);
+	self->moved = self->shared->moved;
+	ASSERT_GT(self->moved, 0);
 }
 
 FIXTURE_TEARDOWN(race)
@@ -1566,6 +1568,7 @@ FIXTURE_TEARDOWN(race)
 	kill(self->mover, SIGKILL);
 	reap_all();
 	EXPECT_EQ(self->shared->failed, 0);
+	EXPECT_GT(self->shared->moved, self->moved);
 	munmap(self->shared, sizeof(*self->shared));
 	munmap(self->addr, 2 * self->size);
 	munmap(self->room, ROOM_SIZE);

@@ -11,47 +11,57 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/swap.h>
 
 #include "kselftest.h"
+#include "hugepage_settings.h"
 #include "vm_util.h"
 
-#define THP_64K		"/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled"
-#define THP_2M		"/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled"
 #define FOLIO		(64UL << 10)
 #define SIZE		(16UL << 20)
-#define SECONDS		10
-#define NR_READERS	3
+#define SECONDS		5
+#define NR_READERS	8
 
 static char *memory;
+static pthread_barrier_t barrier;
 static bool stop;
 static unsigned long wrong;
 
 static void *read_pages(void *seed)
 {
 	unsigned int state = (unsigned long)seed;
+	unsigned long i, page;
 
-	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
-		unsigned long page = rand_r(&state) % (SIZE / psize());
-
-		if (__atomic_load_n((unsigned long *)(memory + page * psize()),
-				    __ATOMIC_RELAXED) != page)
-			__atomic_add_fetch(&wrong, 1, __ATOMIC_RELAXED);
+	/* So that swapoff, woken when a folio has been read, runs first. */
+	setpriority(PRIO_PROCESS, 0, 19);
+	for (;;) {
+		pthread_barrier_wait(&barrier);
+		if (stop)
+			return NULL;
+		for (i = 0; i < SIZE / FOLIO; i++) {
+			page = rand_r(&state) % (SIZE / psize());
+			if (FORCE_READ(*(unsigned long *)(memory + page * psize())) != page)
+				__atomic_add_fetch(&wrong, 1, __ATOMIC_RELAXED);
+		}
+		pthread_barrier_wait(&barrier);
 	}
-	return NULL;
 }
 
-static void *page_out(void *unused)
+/* Large folios, in swap: swapoff leaves small ones. */
+static void fill_and_page_out(void)
 {
-	unsigned long at = 0;
+	unsigned long page;
 
-	for (; !__atomic_load_n(&stop, __ATOMIC_RELAXED); at = (at + FOLIO) % SIZE)
-		madvise(memory + at, FOLIO, MADV_PAGEOUT);
-	return NULL;
+	if (madvise(memory, SIZE, MADV_DONTNEED))
+		ksft_exit_fail_perror("MADV_DONTNEED");
+	for (page = 0; page < SIZE / psize(); page++)
+		*(unsigned long *)(memory + page * psize()) = page;
+	if (madvise(memory, SIZE, MADV_PAGEOUT))
+		ksft_exit_fail_perror("MADV_PAGEOUT");
 }
 
 static bool find_swap(char *path)
@@ -67,65 +77,53 @@ static bool find_swap(char *path)
 	return found;
 }
 
-/* Of "always inherit [madvise] never", madvise */
-static void select_option(const char *path, const char *option, char *before, size_t size)
-{
-	char text[128], *begin, *end;
-
-	if (read_file(path, text, sizeof(text)) <= 0)
-		ksft_exit_fail_perror(path);
-	begin = strchr(text, '[');
-	end = begin ? strchr(begin, ']') : NULL;
-	if (!end)
-		ksft_exit_fail_msg("%s: %s\n", path, text);
-	*end = '\0';
-	snprintf(before, size, "%s", begin + 1);
-	write_file(path, option, strlen(option) + 1);
-}
-
 int main(void)
 {
-	pthread_t threads[NR_READERS + 1];
-	char swap[200], thp_64k[32], thp_2m[32];
-	unsigned long page, tainted, nr_swapoffs = 0;
+	pthread_t threads[NR_READERS];
+	struct thp_settings settings;
+	char swap[200];
+	const int order = sz2ord(FOLIO, psize());
+	unsigned long tainted, nr_swapoffs = 0;
 	time_t end;
 	long i;
 
 	ksft_print_header();
 	if (geteuid())
 		ksft_exit_skip("needs root\n");
-	if (access(THP_64K, W_OK) || !find_swap(swap))
+	if (!(thp_supported_orders() & (1UL << order)) || !find_swap(swap))
 		ksft_exit_skip("needs 64 kB THP and swap\n");
 	ksft_set_plan(1);
 	tainted = read_num("/proc/sys/kernel/tainted");
 
-	select_option(THP_64K, "always", thp_64k, sizeof(thp_64k));
-	select_option(THP_2M, "never", thp_2m, sizeof(thp_2m));
+	thp_save_settings();
+	thp_read_settings(&settings);
+	settings.hugepages[order].enabled = THP_ALWAYS;
+	settings.hugepages[sz2ord(HPAGE_SIZE, psize())].enabled = THP_NEVER;
+	thp_write_settings(&settings);
 	memory = aligned_alloc(FOLIO, SIZE);
 	if (!memory)
 		ksft_exit_fail_perror("aligned_alloc");
-	for (page = 0; page < SIZE / psize(); page++)
-		*(unsigned long *)(memory + page * psize()) = page;
-
+	pthread_barrier_init(&barrier, NULL, NR_READERS + 1);
 	for (i = 0; i < NR_READERS; i++)
 		if (pthread_create(&threads[i], NULL, read_pages, (void *)i))
 			ksft_exit_fail_msg("pthread_create\n");
-	if (pthread_create(&threads[i], NULL, page_out, NULL))
-		ksft_exit_fail_msg("pthread_create\n");
-	for (end = time(NULL) + SECONDS; time(NULL) < end; usleep(2000)) {
+
+	for (end = time(NULL) + SECONDS; time(NULL) < end;) {
+		fill_and_page_out();
+		pthread_barrier_wait(&barrier);
 		/* May fail for want of memory. */
-		if (swapoff(swap))
-			continue;
-		nr_swapoffs++;
-		if (swapon(swap, 0))
-			ksft_exit_fail_perror("swapon");
+		if (!swapoff(swap)) {
+			nr_swapoffs++;
+			if (swapon(swap, 0))
+				ksft_exit_fail_perror("swapon");
+		}
+		pthread_barrier_wait(&barrier);
 	}
-	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
-	for (i = 0; i <= NR_READERS; i++)
+	stop = true;
+	pthread_barrier_wait(&barrier);
+	for (i = 0; i < NR_READERS; i++)
 		pthread_join(threads[i], NULL);
 	free(memory);
-	write_file(THP_64K, thp_64k, strlen(thp_64k) + 1);
-	write_file(THP_2M, thp_2m, strlen(thp_2m) + 1);
 
 	ksft_print_msg("swapped off %lu times\n", nr_swapoffs);
 	ksft_test_result(nr_swapoffs && !wrong &&
