@@ -36,7 +36,6 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -1224,21 +1223,9 @@ static unsigned long compact(void)
 
 static unsigned long swap_off(void)
 {
-	FILE *swaps = fopen("/proc/swaps", "r");
-	char line[256], path[200];
-	unsigned long nr = 0;
-
 	sleep(2 + random_below(4));
-	while (swaps && fgets(line, sizeof(line), swaps)) {
-		if (sscanf(line, "%199s", path) != 1 || path[0] != '/')
-			continue;
-		/* There may be too little memory for all of it. */
-		nr += !swapoff(path);
-		swapon(path, 0);
-	}
-	if (swaps)
-		fclose(swaps);
-	return nr;
+	/* There may be too little memory for all of it. */
+	return swap_off_and_on();
 }
 
 static unsigned long merge(void)

@@ -15,7 +15,6 @@
 #include <unistd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/swap.h>
 
 #include "kselftest.h"
 #include "hugepage_settings.h"
@@ -64,24 +63,10 @@ static void fill_and_page_out(void)
 		ksft_exit_fail_perror("MADV_PAGEOUT");
 }
 
-static bool find_swap(char *path)
-{
-	FILE *swaps = fopen("/proc/swaps", "r");
-	char line[256];
-	bool found = false;
-
-	while (!found && swaps && fgets(line, sizeof(line), swaps))
-		found = sscanf(line, "%199s", path) == 1 && path[0] == '/';
-	if (swaps)
-		fclose(swaps);
-	return found;
-}
-
 int main(void)
 {
 	pthread_t threads[NR_READERS];
 	struct thp_settings settings;
-	char swap[200];
 	const int order = sz2ord(FOLIO, psize());
 	unsigned long tainted, nr_swapoffs = 0;
 	time_t end;
@@ -90,7 +75,7 @@ int main(void)
 	ksft_print_header();
 	if (geteuid())
 		ksft_exit_skip("needs root\n");
-	if (!(thp_supported_orders() & (1UL << order)) || !find_swap(swap))
+	if (!(thp_supported_orders() & (1UL << order)) || !swap_off_and_on())
 		ksft_exit_skip("needs 64 kB THP and swap\n");
 	ksft_set_plan(1);
 	tainted = read_num("/proc/sys/kernel/tainted");
@@ -112,11 +97,7 @@ int main(void)
 		fill_and_page_out();
 		pthread_barrier_wait(&barrier);
 		/* May fail for want of memory. */
-		if (!swapoff(swap)) {
-			nr_swapoffs++;
-			if (swapon(swap, 0))
-				ksft_exit_fail_perror("swapon");
-		}
+		nr_swapoffs += swap_off_and_on();
 		pthread_barrier_wait(&barrier);
 	}
 	stop = true;
