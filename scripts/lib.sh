@@ -166,8 +166,14 @@ work_tree()
 # the source of a kind of kernel: series_selftests A|M KERNEL.
 series_selftests()
 {
-	git -C "$(source_of "$2")" diff --no-renames --name-only --diff-filter="$1" base HEAD -- \
-		'tools/testing/selftests/mm/*.c' | sed 's,.*/,,; s/\.c$//'
+	local source
+	source=$(source_of "$2")
+	git -C "$source" diff --no-renames --name-only --diff-filter="$1" base HEAD -- \
+		'tools/testing/selftests/mm/*.c' |
+		while read -r file; do
+			# What has no main() is a part of others.
+			! grep -qE '^int main\(|TEST_HARNESS_MAIN' "$source/$file" || basename "$file" .c
+		done
 }
 
 # build_selftests KERNEL PROGRAM...: builds them anew; in the guest of this kernel they
