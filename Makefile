@@ -13,14 +13,14 @@ help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
 run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench failing models configs stress programs test:
-	@scripts/$@
+	@workshop/scripts/$@
 
 protections:
-	@tests/protections
+	@workshop/tests/protections
 
 workshop-tests:
-	@tests/failures
-	@tests/bisect
+	@workshop/tests/failures
+	@workshop/tests/bisect
 
 clean:
 	rm -rf build/obj build/image build/results build/logs

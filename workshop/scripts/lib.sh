@@ -3,7 +3,8 @@
 # shellcheck shell=bash
 set -euo pipefail
 
-top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+workshop=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+top=$(dirname "$workshop")
 build=${BUILD:-$top/build}
 linux=$build/linux
 logs=$build/logs
@@ -216,8 +217,8 @@ smoke_test()
 	local once
 	for once in '' again; do
 		[[ -z $once ]] || say "the smoke test failed; once more"
-		KERNEL=$1 "$top/scripts/vmtests" &&
-			"$top/scripts/results" --quiet --base "$(vmtests_out base)/job.log" "$(vmtests_out "$1")/job.log" &&
+		KERNEL=$1 "$workshop/scripts/vmtests" &&
+			"$workshop/scripts/results" --quiet --base "$(vmtests_out base)/job.log" "$(vmtests_out "$1")/job.log" &&
 			return
 	done
 	return 1
