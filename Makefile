@@ -20,6 +20,7 @@ protections:
 
 workshop-tests:
 	@workshop/tests/failures
+	@workshop/tests/models
 	@workshop/tests/bisect
 
 clean:
