@@ -6,13 +6,13 @@ CONFIG ?= default
 export KERNEL CONFIG
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
-	bisectable bisect bench failing models configs stress programs protections workshop-tests clean
+	bisectable bisect bench report failing models configs stress programs protections workshop-tests clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
-run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench failing models configs stress programs test:
+run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench report failing models configs stress programs test:
 	@workshop/scripts/$@
 
 protections:
@@ -21,7 +21,8 @@ protections:
 workshop-tests:
 	@workshop/tests/failures
 	@workshop/tests/models
+	@workshop/tests/report
 	@workshop/tests/bisect
 
 clean:
-	rm -rf build/obj build/image build/results build/logs
+	rm -rf build/obj build/image build/results build/report build/logs
