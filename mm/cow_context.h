@@ -237,6 +237,13 @@ struct cow_vma_iter {
 
 struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter);
 
+struct folio;
+struct rmap_walk_control;
+
+bool rmap_walk_context(struct folio *folio, struct rmap_walk_control *rwc,
+		       struct cow_context *context, pgoff_t first,
+		       unsigned long nr_pages);
+
 /**
  * struct cow_check - what a check of anonymous memory has seen
  * @mms: Number of mms.
