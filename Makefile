@@ -6,13 +6,13 @@ CONFIG ?= default
 export KERNEL CONFIG
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
-	bisectable bisect bench failing models configs stress programs protections workshop-tests clean
+	bisectable bisect bench failing models configs stress programs coverage protections workshop-tests clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
-run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench failing models configs stress programs test:
+run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench failing models configs stress programs coverage test:
 	@workshop/scripts/$@
 
 protections:
