@@ -23,7 +23,9 @@ protections:
 
 workshop-tests:
 	@workshop/tests/failures
+	@workshop/tests/models
+	@workshop/tests/report
 	@workshop/tests/bisect
 
 clean:
-	rm -rf build/obj build/image build/results build/logs
+	rm -rf build/obj build/image build/results build/report build/logs
