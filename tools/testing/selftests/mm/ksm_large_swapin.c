@@ -25,6 +25,7 @@
 #define ORDER		2
 
 static const char group[] = "/sys/fs/cgroup/ksm_large_swapin";
+static bool controls_memory;	/* before the test */
 static int pagemap;
 
 static bool try_write(const char *dir, const char *file, const char *value)
@@ -44,8 +45,11 @@ static bool try_write(const char *dir, const char *file, const char *value)
 
 static bool enter_group(void)
 {
-	char path[128];
+	char path[128], controllers[256];
 
+	controls_memory = read_file("/sys/fs/cgroup/cgroup.subtree_control",
+				    controllers, sizeof(controllers)) > 0 &&
+			  strstr(controllers, "memory");
 	try_write("/sys/fs/cgroup", "cgroup.subtree_control", "+memory");
 	if (mkdir(group, 0755) || !try_write(group, "cgroup.procs", "0"))
 		return false;
@@ -58,6 +62,8 @@ static void leave_group(void)
 	ksm_stop();
 	try_write("/sys/fs/cgroup", "cgroup.procs", "0");
 	rmdir(group);
+	if (!controls_memory)
+		try_write("/sys/fs/cgroup", "cgroup.subtree_control", "-memory");
 }
 
 static unsigned long *word(char *addr, unsigned long page)
@@ -135,12 +141,13 @@ static void swap_out_merged(char *a, char *b)
 int main(void)
 {
 	unsigned long shift, page, nr_lost = 0, nr_changed = 0;
+	const char *destructive = getenv("RUN_DESTRUCTIVE");
 	struct thp_settings settings;
 	char *a, *b;
 
 	ksft_print_header();
-	if (geteuid())
-		ksft_exit_skip("needs root\n");
+	if (geteuid() || !destructive || strcmp(destructive, "true"))
+		ksft_exit_skip("changes settings: needs root and RUN_DESTRUCTIVE=true\n");
 	if (!(thp_supported_orders() & (1UL << ORDER)))
 		ksft_exit_skip("needs THP of 4 pages\n");
 	pagemap = open("/proc/self/pagemap", O_RDONLY);
