@@ -1305,6 +1305,32 @@ TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 	munmap(other, self->size);
 }
 
+/* If a child has moved a page before KSM merges it, KSM knows the parent's address. */
+TEST_F_TIMEOUT(page, merged_by_ksm_after_a_move, 300)
+{
+	struct family *family = self->family;
+	const char *why = need_ksm();
+	char *other, *addr;
+
+	if (why)
+		SKIP(return, "%s", why);
+	/* KSM goes upwards, and of two pages it keeps the one that it finds last. */
+	other = reserve(2 * self->size);
+	ASSERT_NE(other, NULL);
+	addr = map_at(other + self->size, ANON, self->size);
+	ASSERT_NE(addr, NULL);
+	fill(addr, family->units, family->unit, SEED);
+	ASSERT_GT(spawn(family, moves, addr), 0);
+	ASSERT_NE(map_mergeable(other), NULL);
+	ASSERT_EQ(madvise(addr, self->size, MADV_MERGEABLE), 0);
+	join(family, getpid(), addr);
+	join(family, getpid(), other);
+	ASSERT_TRUE(merge(family));
+	expect_all_found(_metadata, family, SEED);
+	EXPECT_EQ(ksm_stop(), 0);
+	munmap(other, 2 * self->size);
+}
+
 static char *merges(struct family *family, char *addr)
 {
 	char *other = map_mergeable(reserve(MAX_UNITS * psize()));
