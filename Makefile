@@ -5,14 +5,17 @@ KERNEL ?= patched
 CONFIG ?= default
 export KERNEL CONFIG
 
-.PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
-	bisectable bisect bench report failing models configs stress programs protections workshop-tests clean
+# Each is a script of that name.
+scripts := run try test tree export check kernel kunit vma-tests selftests shell bisectable bisect \
+	bench report coverage failing models configs stress programs
+
+.PHONY: help $(scripts) protections workshop-tests clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
-run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench report failing models configs stress programs test:
+$(scripts):
 	@workshop/scripts/$@
 
 protections:
