@@ -3,7 +3,8 @@
 
 KERNEL ?= patched
 CONFIG ?= default
-export KERNEL CONFIG
+ARCH ?= x86_64
+export KERNEL CONFIG ARCH
 
 # Each is a script of that name.
 scripts := run try test tree export check kernel kunit vma-tests selftests shell bisectable bisect \
