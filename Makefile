@@ -3,7 +3,8 @@
 
 KERNEL ?= patched
 CONFIG ?= default
-export KERNEL CONFIG
+ARCH ?= x86_64
+export KERNEL CONFIG ARCH
 
 .PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
 	try bisectable bisect bench failing models configs stress programs protections workshop-tests clean
