@@ -12,14 +12,17 @@ logs=$build/logs
 jobs=${JOBS:-$(nproc)}
 mkdir -p "$logs"
 
-# What ARCH= means: the kernel's image, the emulator and its package, the cross compiler's prefix,
+# What ARCH= means: what the kernel calls it (with the longer name of x86, tinyconfig gives another
+# configuration), the kernel's image, the emulator and its package, the cross compiler's prefix,
 # where Debian's packages of the architecture are unpacked, and what it calls its directories of
 # libraries. Directories in build/ have the architecture in their names where it is not x86-64.
 export ARCH=${ARCH:-x86_64}
-cross='' sysroot='' suffix='' multiarch=$ARCH-linux-gnu
+kernel_arch=$ARCH cross='' sysroot='' suffix='' multiarch=$ARCH-linux-gnu
 # shellcheck disable=SC2034 # the scripts use them
 case $ARCH in
-x86_64) boot_image=arch/x86/boot/bzImage emulator=qemu-system-x86_64:qemu-system-x86 ;;
+x86_64)
+	kernel_arch=x86 boot_image=arch/x86/boot/bzImage emulator=qemu-system-x86_64:qemu-system-x86
+	;;
 arm64)
 	boot_image=arch/arm64/boot/Image emulator=qemu-system-aarch64:qemu-system-arm
 	multiarch=aarch64-linux-gnu cross=$multiarch- sysroot=$build/debian-arm64 suffix=-arm64
