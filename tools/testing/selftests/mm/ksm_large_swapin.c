@@ -175,21 +175,18 @@ static void swap_out_merged(char *a, char *b)
 	swap_out(b);
 }
 
-/* Is what nobody else has read by large folios? */
-static bool reads_large(void)
+/* Is memory that nobody else has read by large folios? */
+static bool is_read_large(char *addr)
 {
-	char path[128], *addr = map_and_fill();
 	unsigned long before;
+	char path[128];
 
 	snprintf(path, sizeof(path),
 		 "/sys/kernel/mm/transparent_hugepage/hugepages-%lukB/stats/swpin",
 		 FOLIO >> 10);
 	before = read_num(path);
-	swap_out(addr);
-	addr = align_as_slots(addr);
 	for (unsigned long page = 0; page < NR_PAGES; page++)
 		FORCE_READ(*word(addr, page));
-	munmap(addr, SIZE);
 	return read_num(path) > before;
 }
 
@@ -198,7 +195,7 @@ int main(void)
 	const char *destructive = getenv("RUN_DESTRUCTIVE");
 	struct thp_settings settings;
 	unsigned long page;
-	char *a, *b;
+	char *a, *b, *alone;
 
 	ksft_print_header();
 	if (geteuid() || !destructive || strcmp(destructive, "true"))
@@ -222,10 +219,13 @@ int main(void)
 	b = map_and_fill();
 	swap_out_merged(a, b);
 	a = align_as_slots(a);
+	alone = map_and_fill();
+	swap_out(alone);
+	alone = align_as_slots(alone);
 
 	settings.hugepages[ORDER].enabled = THP_ALWAYS;
 	thp_write_settings(&settings);
-	if (!reads_large())
+	if (!is_read_large(alone))
 		ksft_exit_skip("needs swap that is read at once, as from a RAM disk\n");
 	ksft_set_plan(2);
 	ksft_test_result(!nr_wrong(a) && !nr_wrong(b), "memory is what it was\n");
