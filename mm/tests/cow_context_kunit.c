@@ -17,6 +17,8 @@
 #include <linux/prandom.h>
 #include <linux/random.h>
 #include <linux/rculist.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 
 #include "../cow_context.h"
@@ -918,6 +920,84 @@ static void cow_context_gate(struct kunit *test)
 	exit_mm(root);
 }
 
+/* A gate that two walks have closed is closed until both have ended. */
+static void cow_context_gate_of_two(struct kunit *test)
+{
+	struct cow_context *context;
+	struct test_tree tree;
+	struct test_mm *root;
+
+	root = tree_init(test, &tree, 2);
+	context = root->context;
+	tree_fork(test, &tree, root);
+	DEFINE_COW_CONTEXT_WALK(first, context, false);
+	DEFINE_COW_CONTEXT_WALK(second, context, false);
+
+	cow_context_walk_next(&first);
+	first.left = 0;
+	cow_context_walk_next(&first);
+	cow_context_walk_next(&second);
+	second.left = 0;
+	cow_context_walk_next(&second);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->gate), 2);
+	cow_context_walk_end(&first);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->gate), 1);
+	cow_context_walk_end(&second);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->gate), 0);
+
+	exit_mm(&tree.mms[1]);
+	exit_mm(root);
+}
+
+struct test_killed {
+	struct cow_context *context;
+	struct completion ready;
+	struct completion done;
+	int ret;
+};
+
+static int killed_fn(void *data)
+{
+	struct test_killed *k = data;
+
+	allow_signal(SIGKILL);
+	complete(&k->ready);
+	k->ret = cow_context_wait_for_walks(k->context);
+	complete(&k->done);
+	return 0;
+}
+
+/* Who waits for a walk can be killed. */
+static void cow_context_gate_killed(struct kunit *test)
+{
+	struct test_killed killed = {};
+	struct task_struct *task;
+	struct test_tree tree;
+	struct test_mm *root;
+
+	root = tree_init(test, &tree, 1);
+	init_completion(&killed.ready);
+	init_completion(&killed.done);
+	killed.context = root->context;
+	atomic_inc(&root->context->gate);
+
+	task = kthread_create(killed_fn, &killed, "cow_context_gate");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(task));
+	get_task_struct(task);
+	wake_up_process(task);
+	wait_for_completion(&killed.ready);
+	KUNIT_EXPECT_EQ(test, wait_for_completion_timeout(&killed.done, HZ / 10), 0);
+	send_sig(SIGKILL, task, 1);
+	KUNIT_EXPECT_NE(test, wait_for_completion_timeout(&killed.done, 20 * HZ), 0);
+	KUNIT_EXPECT_EQ(test, killed.ret, -ERESTARTSYS);
+
+	/* Only if it has not been killed */
+	atomic_dec(&root->context->gate);
+	wake_up_var(&root->context->gate);
+	put_task_struct(task);
+	exit_mm(root);
+}
+
 static void cow_context_wait(struct kunit *test)
 {
 	test_wait(test, false);
@@ -1290,6 +1370,8 @@ static struct kunit_case cow_context_test_cases[] = {
 	KUNIT_CASE(cow_context_wait),
 	KUNIT_CASE(cow_context_wait_detached),
 	KUNIT_CASE(cow_context_dead_run),
+	KUNIT_CASE(cow_context_gate_of_two),
+	KUNIT_CASE(cow_context_gate_killed),
 	KUNIT_CASE(cow_context_gate),
 	KUNIT_CASE(cow_context_inherit),
 	KUNIT_CASE_SLOW(cow_context_model),

@@ -31,6 +31,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -42,6 +44,9 @@
 
 #ifndef MAP_HUGE_SHIFT
 #define MAP_HUGE_SHIFT	26
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
 #endif
 
 /* Or what the environment says */
@@ -1510,6 +1515,169 @@ TEST_F_TIMEOUT(page, with_broken_memory, 300)
 	EXPECT_EQ(unpoison_memory(pfn), 0);
 }
 
+/* So many that what is kept of where they have it has to grow */
+#define NR_TOLD		20
+
+static char *copies(struct family *family, char *addr)
+{
+	fill(addr, MAX_UNITS, psize(), SEED + 0x100);
+	return addr;
+}
+
+/* Who has a copy has lost nothing, and is not told */
+TEST_F_TIMEOUT(page, with_broken_memory_of_many, 300)
+{
+	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+	struct family *family = self->family;
+	struct family copy = *family;
+	unsigned long pfn;
+	int i, tries;
+
+	if (!may_change())
+		SKIP(return, "poisons a page, which " NEEDS_DESTRUCTIVE);
+	if (!may_poison())
+		SKIP(return, "needs memory failure, and hwpoison_inject to undo it");
+	told = mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(told, MAP_FAILED);
+	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	for (i = 0; i < NR_TOLD; i++)
+		ASSERT_GT(spawn(family, NULL, self->addr), 0);
+	join(&copy, spawn(family, copies, self->addr), self->addr);
+	ASSERT_GT(copy.mappers[0].pid, 0);
+
+	pfn = pagemap_get_pfn(self->pagemap, self->addr);
+	ASSERT_EQ(madvise(self->addr, psize(), MADV_HWPOISON), 0);
+	for (tries = 0; tries < 100 && *told <= NR_TOLD; tries++)
+		usleep(10000);
+	usleep(100 * 1000);
+	EXPECT_EQ(*told, NR_TOLD + 1);
+	EXPECT_TRUE(same_contents(&copy, SEED + 0x100));
+	EXPECT_EQ(unpoison_memory(pfn), 0);
+}
+
+/* Who has a broken page of KSM at two places is told once */
+TEST_F_TIMEOUT(page, with_broken_memory_of_ksm, 300)
+{
+	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+	char *other = map_mergeable(reserve(self->size));
+	struct family *family = self->family;
+	const char *why = need_ksm();
+	unsigned long pfn;
+	int tries;
+
+	if (why)
+		SKIP(return, "%s", why);
+	if (!may_change())
+		SKIP(return, "poisons a page, which " NEEDS_DESTRUCTIVE);
+	if (!may_poison())
+		SKIP(return, "needs memory failure, and hwpoison_inject to undo it");
+	told = mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(told, MAP_FAILED);
+	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	ASSERT_NE(other, NULL);
+	ASSERT_EQ(madvise(self->addr, self->size, MADV_MERGEABLE), 0);
+	join(family, getpid(), self->addr);
+	join(family, getpid(), other);
+	ASSERT_TRUE(merge(family));
+	ASSERT_GT(spawn(family, NULL, self->addr), 0);
+
+	pfn = pagemap_get_pfn(self->pagemap, self->addr);
+	ASSERT_EQ(madvise(self->addr, psize(), MADV_HWPOISON), 0);
+	EXPECT_FALSE(pagemap_of(getpid(), self->addr) & PM_PRESENT);
+	EXPECT_FALSE(pagemap_of(getpid(), other) & PM_PRESENT);
+	for (tries = 0; tries < 100 && *told < 2; tries++)
+		usleep(10000);
+	usleep(100 * 1000);
+	EXPECT_EQ(*told, 2);
+	munmap(other, self->size);
+	munmap(self->addr, self->size);
+	end_family(family);
+	self->family = new_family();
+	EXPECT_EQ(unpoison_memory(pfn), 0);
+	EXPECT_EQ(ksm_stop(), 0);
+}
+
+/* The pages of a core dump that are as fill() has left them; -1 without a dump */
+static int dumped(const char *core, unsigned long seed)
+{
+	char *page = malloc(psize());
+	FILE *file = fopen(core, "r");
+	int nr = 0;
+
+	if (!file || !page)
+		return -1;
+	while (fread(page, psize(), 1, file) == 1) {
+		const unsigned long word = *first_word(page);
+
+		nr += word >= seed && word < seed + MAX_UNITS &&
+		      filled(page, 1, psize(), word);
+	}
+	fclose(file);
+	free(page);
+	return nr;
+}
+
+static void dump_core(const char *directory)
+{
+	struct rlimit all = { .rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY };
+	size_t size = MAX_UNITS * psize();
+	char *addr;
+	int fd;
+
+	addr = map_at(reserve(size), PRIVATE_FILE, size);
+	if (!addr || chdir(directory) || setrlimit(RLIMIT_CORE, &all))
+		_exit(1);
+	fill(addr, MAX_UNITS, psize(), SEED + 0x200);
+
+	/* A file that has something and is only read, and is no program */
+	fd = memfd_create("cow_context", 0);
+	if (fd < 0 || fchmod(fd, 0600) || ftruncate(fd, size))
+		_exit(1);
+	addr = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (addr == MAP_FAILED)
+		_exit(1);
+	fill(addr, MAX_UNITS, psize(), SEED + 0x300);
+	munmap(addr, size);
+	addr = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	if (addr == MAP_FAILED)
+		_exit(1);
+	force_read_pages(addr, MAX_UNITS, psize());
+	abort();
+}
+
+/* Of private mappings of files, a core dump has those that were written to */
+TEST_F_TIMEOUT(page, in_a_core_dump, 60)
+{
+	char directory[] = "/tmp/cow_context.XXXXXX", core[64], pattern[8] = "";
+	FILE *file = fopen("/proc/sys/kernel/core_pattern", "r");
+	int status;
+	pid_t pid;
+
+	if (file) {
+		if (fscanf(file, "%7s", pattern) != 1)
+			*pattern = 0;
+		fclose(file);
+	}
+	if (strcmp(pattern, "core") || read_num("/proc/sys/kernel/core_uses_pid"))
+		SKIP(return, "needs core_pattern to be \"core\"");
+
+	ASSERT_NE(mkdtemp(directory), NULL);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		dump_core(directory);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_TRUE(WIFSIGNALED(status) && WCOREDUMP(status));
+	snprintf(core, sizeof(core), "%s/core", directory);
+	EXPECT_EQ(dumped(core, SEED), MAX_UNITS);
+	EXPECT_EQ(dumped(core, SEED + 0x200), MAX_UNITS);
+	EXPECT_EQ(dumped(core, SEED + 0x300), 0);
+	unlink(core);
+	rmdir(directory);
+}
+
 /* Soft offlining takes a good page away from all who have it, and nothing else */
 TEST_F_TIMEOUT(page, taken_offline, 300)
 {
@@ -1554,6 +1722,64 @@ TEST_F_TIMEOUT(page, while_compacting, 300)
 		EXPECT_TRUE(same_contents(family, SEED));
 	}
 	expect_all_found(_metadata, family, SEED);
+}
+
+/* When three VMAs become one, any of them may be the one that has memory */
+TEST_F_TIMEOUT(page, in_a_merge_of_three, 300)
+{
+	struct family *family = self->family;
+	char *addr = reserve(3 * self->size);
+	int which;
+
+	ASSERT_NE(addr, NULL);
+	for (which = 0; which <= 2; which += 2) {
+		char *memory = addr + which * self->size;
+		pid_t pid;
+
+		ASSERT_NE(map_at(addr, ANON, 3 * self->size), NULL);
+		ASSERT_EQ(mprotect(addr + self->size, self->size, PROT_READ), 0);
+		fill(memory, MAX_UNITS, psize(), SEED);
+		family->nr = 0;
+		join(family, getpid(), memory);
+		pid = spawn(family, NULL, memory);
+		ASSERT_GT(pid, 0);
+		ASSERT_EQ(mprotect(addr + self->size, self->size, PROT_READ | PROT_WRITE), 0);
+		expect_all_found(_metadata, family, SEED);
+		bury(family, pid);
+	}
+	munmap(addr, 3 * self->size);
+}
+
+/* A file that is collapsed leaves private mappings what was written to them */
+TEST_F_TIMEOUT(page, beside_a_collapsed_file, 300)
+{
+	int fd = memfd_create("cow_context", 0), nr = thp_size / psize();
+	struct family *family = self->family;
+	char *shared, *private;
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(ftruncate(fd, thp_size), 0);
+	shared = mmap(reserve(thp_size), thp_size, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_FIXED, fd, 0);
+	ASSERT_NE(shared, MAP_FAILED);
+	private = mmap(reserve(thp_size), thp_size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_FIXED, fd, 0);
+	ASSERT_NE(private, MAP_FAILED);
+	close(fd);
+	fill(shared, nr, psize(), SEED + 0x1000);
+	fill(private, MAX_UNITS, psize(), SEED);
+	join(family, getpid(), private);
+	ASSERT_GT(spawn(family, NULL, private), 0);
+
+	if (madvise(shared, thp_size, MADV_COLLAPSE))
+		SKIP(return, "needs huge pages of shmem");
+	EXPECT_TRUE(check_huge_shmem(shared, thp_size, 1, thp_size));
+	EXPECT_TRUE(filled(shared, nr, psize(), SEED + 0x1000));
+	EXPECT_TRUE(filled(private + self->size, nr - MAX_UNITS, psize(),
+			   SEED + 0x1000 + MAX_UNITS));
+	expect_all_found(_metadata, family, SEED);
+	munmap(shared, thp_size);
+	munmap(private, thp_size);
 }
 
 FIXTURE(huge_page)
@@ -2052,6 +2278,7 @@ TEST_F_TIMEOUT(race, with_first_touch, 300)
 /* Processes that have a copy, and VMAs that were moved, each with a page */
 #define MANY_CHILDREN	1000
 #define MANY_MOVED	10000
+#define MANY_BYTES	(256UL << 20)
 
 /* Forks of a storm, after which the next one begins */
 #define STORM_FORKS	1000
@@ -2209,20 +2436,21 @@ TEST_F_TIMEOUT(load, many_children, 600)
 /* In reverse order, so that each page is in a VMA of its own, away from where it began */
 TEST_F_TIMEOUT(load, many_moved, 600)
 {
-	char *from = map_pages(MANY_MOVED), *to = reserve(MANY_MOVED * psize());
+	int nr = MANY_BYTES / psize() < MANY_MOVED ? MANY_BYTES / psize() : MANY_MOVED;
+	char *from = map_pages(nr), *to = reserve(nr * psize());
 	int status;
 	pid_t pid;
 
 	ASSERT_NE(from, NULL);
 	ASSERT_NE(to, NULL);
-	fill(from, MANY_MOVED, psize(), SEED);
-	ASSERT_TRUE(move_one_by_one(from, to, MANY_MOVED));
-	ASSERT_TRUE(begin_moving(&self->mover, to, MANY_MOVED));
+	fill(from, nr, psize(), SEED);
+	ASSERT_TRUE(move_one_by_one(from, to, nr));
+	ASSERT_TRUE(begin_moving(&self->mover, to, nr));
 	while (goes_on(&self->end)) {
 		pid = fork();
 		ASSERT_GE(pid, 0);
 		if (!pid)
-			_exit(!filled(to, MANY_MOVED, psize(), SEED));
+			_exit(!filled(to, nr, psize(), SEED));
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
 		ASSERT_EQ(status, 0);
 	}

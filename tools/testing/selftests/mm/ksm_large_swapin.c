@@ -205,6 +205,9 @@ int main(void)
 	pagemap = open("/proc/self/pagemap", O_RDONLY);
 	if (pagemap < 0)
 		ksft_exit_fail_perror("/proc/self/pagemap");
+	if (access("/sys/kernel/mm/ksm/run", W_OK))
+		ksft_exit_skip("needs KSM\n");
+
 	thp_save_settings();
 	ksm_run = read_num("/sys/kernel/mm/ksm/run");
 	atexit(leave_group);
