@@ -217,6 +217,7 @@ static const struct operation {
 	{ "mmap-beside", touched, maps_beside },
 	{ "mmap-over-a-part", touched, maps_over },
 	{ "munmap", touched, unmaps },
+	{ "munmap-of-two", halves, unmaps },
 	{ "munmap-that-splits", touched, unmaps_part },
 	{ "munmap-of-what-was-moved", moved, unmaps },
 	{ "mremap-that-grows", touched, grows },

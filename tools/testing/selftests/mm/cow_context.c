@@ -1142,6 +1142,32 @@ static char *has_a_child_that_reads(struct family *family, char *addr)
 }
 
 /*
+ * Where a page was, its memory is mapped by its number, in a VMA that has anonymous
+ * memory, too.  That is no mapping of the page.
+ */
+TEST_F_TIMEOUT(page, mapped_by_its_number, 300)
+{
+	struct family *family = self->family;
+	unsigned long pfn = pagemap_get_pfn(self->pagemap, self->addr);
+	const int mem = open("/dev/mem", O_RDWR);
+	char *raw;
+
+	ASSERT_GT(spawn(family, reads, self->addr), 0);
+	ASSERT_EQ(munmap(self->addr, self->size), 0);
+	raw = mem < 0 ? MAP_FAILED :
+	      mmap(self->addr, 2 * psize(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, mem,
+		   (off_t)pfn * psize());
+	if (raw == MAP_FAILED)
+		SKIP(return, "needs /dev/mem, without STRICT_DEVMEM");
+	FORCE_READ(*first_word(raw));
+	*first_word(raw + psize()) = 1;
+
+	expect_all_found(_metadata, family, SEED);
+	munmap(raw, 2 * psize());
+	close(mem);
+}
+
+/*
  * A page that comes from swap where several may have it belongs to none of them:
  * the first to read it is not who all others were forked from.
  */
