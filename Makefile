@@ -3,16 +3,20 @@
 
 KERNEL ?= patched
 CONFIG ?= default
-export KERNEL CONFIG
+ARCH ?= x86_64
+export KERNEL CONFIG ARCH
 
-.PHONY: help run test tree export check kernel kunit vma-tests selftests shell \
-	bisectable bisect bench failing models configs stress programs coverage protections workshop-tests clean
+# Each is a script of that name.
+scripts := run try test tree export check kernel kunit vma-tests selftests shell bisectable bisect \
+	bench report coverage failing models configs stress programs
+
+.PHONY: help $(scripts) protections workshop-tests clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
 
-run tree export check kernel kunit vma-tests selftests shell bisectable bisect bench failing models configs stress programs coverage test:
+$(scripts):
 	@workshop/scripts/$@
 
 protections:
@@ -20,7 +24,9 @@ protections:
 
 workshop-tests:
 	@workshop/tests/failures
+	@workshop/tests/models
+	@workshop/tests/report
 	@workshop/tests/bisect
 
 clean:
-	rm -rf build/obj build/image build/results build/logs
+	rm -rf build/obj build/image build/results build/report build/logs

@@ -34,7 +34,8 @@
  *
  * A walk holds one rwsem at a time, so fork() must link the child before it
  * copies the first page table entry: then a walk, which goes from parent to
- * child, either finds the child or has been at the parent before the copy.
+ * child, either finds the child or has been at the parent before the copy
+ * (litmus: fork-link-ptl+link-copy).
  */
 
 #include <linux/interval_tree_generic.h>
@@ -206,12 +207,16 @@ void cow_context_detach(struct cow_context *context)
 	cow_context_lock_write(context);
 	/*
 	 * Who sees NULL without taking the lock must also see the page tables
-	 * empty: down_write() does not order them before the store.
+	 * empty: down_write() does not order them before the store
+	 * (litmus: detach-empty+release-acquire).
 	 */
 	smp_store_release(&context->mm, NULL);
 	cow_context_unlock_write(context);
 
-	/* Nobody looks at the index of a context without mm. */
+	/*
+	 * Nobody looks at the index of a context without mm
+	 * (litmus: detach-moved+rwsem).
+	 */
 	rbtree_postorder_for_each_entry_safe(moved, next,
 					     &context->moved.rb_root, rb)
 		cow_moved_free(moved);
@@ -288,6 +293,7 @@ static void cow_context_open_gate(struct cow_context_walk *walk)
 {
 	struct cow_context *root = walk->top->root;
 
+	/* A full barrier: no fork sleeps for ever (litmus: gate-wake+full). */
 	if (walk->gated && atomic_dec_and_test(&root->gate))
 		wake_up_var(&root->gate);
 	walk->gated = false;
@@ -303,10 +309,12 @@ static struct cow_context *cow_context_step(const struct cow_context *top,
 
 	/*
 	 * The walk may have read, without a lock, that an entry was gone from
-	 * @context, or that its mm was.  Then it has to see any child that the
-	 * entry was copied to before.  Pairs with unlocking root->lock in
-	 * cow_context_fork() and then locking whatever the entry is cleared
-	 * under: that orders the link before the entry.
+	 * @context, or that its mm was, or its last reference.  Then it has to
+	 * see any child that the entry was copied to before.  Pairs with
+	 * unlocking root->lock in cow_context_fork() and then locking whatever
+	 * the entry is cleared under: that orders the link before the entry
+	 * (litmus: fork-link+locks, fork-chain+rmb, exit-fork+rmb,
+	 * tryget-fail+rmb).
 	 */
 	smp_rmb();
 	next = list_entry_rcu(context->tree.next, struct cow_context, tree);
@@ -331,11 +339,12 @@ static struct cow_context *cow_context_step(const struct cow_context *top,
  * have waited there: while it stands on a context that it holds for read or has
  * a reference to, which cannot leave the list.  Otherwise it stays in the same
  * RCU read section, and there it may stand on a context that has left the list,
- * with a pointer to what followed when it left.  That leads past contexts that
- * were put in later at that very place.  They are not children of the one that
- * left, which has no mm to fork, so they are the first children of contexts that
- * the walk has been to already; and if one of them had been linked before the
- * walk left its parent, the walk would have come to it and not past it.
+ * with a pointer to what followed when it left, which is not freed yet (litmus:
+ * context-free+two-removed).  That leads past contexts that were put in later at
+ * that very place.  They are not children of the one that left, which has no mm
+ * to fork, so they are the first children of contexts that the walk has been to
+ * already; and if one of them had been linked before the walk left its parent,
+ * the walk would have come to it and not past it.
  *
  * Context: May sleep.  No cow_context->rwsem may be held but that of
  *	    @walk->pos.  Nor may an outer RCU read section be.
@@ -377,12 +386,18 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 			steps = 0;
 		}
 
-		/* Pairs with cow_context_detach(). */
+		/*
+		 * Pairs with cow_context_detach()
+		 * (litmus: detach-empty+release-acquire).
+		 */
 		if (!smp_load_acquire(&context->mm))
 			continue;
 
 		if (down_read_trylock(&context->rwsem)) {
-			/* Detached in between, it may be freed after a grace period. */
+			/*
+			 * Detached in between, it may be freed after a grace
+			 * period (litmus: detach-tables+recheck, walk-end+rcu).
+			 */
 			if (!context->mm) {
 				up_read(&context->rwsem);
 				continue;
@@ -441,7 +456,8 @@ void cow_context_walk_end(struct cow_context_walk *walk)
 
 	/*
 	 * As soon as the count of the rwsem is down, the mm may go and with it
-	 * the last reference; but up_read() may still have waiters to wake.
+	 * the last reference; but up_read() may still have waiters to wake
+	 * (litmus: walk-end+rcu).
 	 */
 	rcu_read_lock();
 	up_read(&context->rwsem);
@@ -486,9 +502,10 @@ static bool vma_anon_at_home(const struct vm_area_struct *vma)
  * @vma: The VMA.
  *
  * The word is there before the page table entry is.  Nothing orders a walk
- * behind that which finds the folio mapped at once, without a lock in between.
- * It may miss the entry, as it may come before it; then the folio stays mapped.
- * Who restores entries has found them before.
+ * behind that which finds the folio mapped at once, without a lock in between
+ * (litmus: first-touch+as-coded, first-touch-seen+pfn).  It may miss the entry,
+ * as it may come before it; then the folio stays mapped.  Who restores entries
+ * has found them before (litmus: first-touch+restore).
  *
  * Context: As vma_set_anon().  Faults in other threads may do the same.
  */
@@ -550,7 +567,10 @@ void cow_index_add(struct vm_area_struct *vma, struct cow_moved *moved)
 
 	if (!moved) {
 		VM_WARN_ON_ONCE_VMA(!vma_anon_at_home(vma), vma);
-		/* A walk that finds the word must find the rest of the VMA. */
+		/*
+		 * A walk that finds the word must find the rest of the VMA
+		 * (litmus: index-add+release-acquire).
+		 */
 		smp_store_release(&vma->vm_cow, cow_unmoved(context));
 		return;
 	}
@@ -708,7 +728,10 @@ static bool cow_vma_is_unmoved(const struct vm_area_struct *vma,
 			       const struct cow_context *context,
 			       unsigned long addr)
 {
-	/* Pairs with cow_index_add() and __vma_set_anon(). */
+	/*
+	 * Pairs with cow_index_add() and __vma_set_anon() (litmus:
+	 * index-add+release-acquire, first-touch-range+cmpxchg).
+	 */
 	return vma && smp_load_acquire(&vma->vm_cow) == cow_unmoved(context) &&
 	       vma->vm_start <= addr && vma->vm_end > addr;
 }
@@ -719,11 +742,11 @@ static bool cow_vma_is_unmoved(const struct vm_area_struct *vma,
  * What mm->mm_mt or an old node of it points to may be a VMA without anonymous
  * memory, and so may be freed and used again at any time, even for another mm.
  * The word tells: it names the context, and where it does, the VMA is in the
- * index of this one and stays as it is.  The range of the VMA is looked at after
- * that: if it is not where the tree has it, it was freed and used again in this
- * mm, elsewhere, and what is between here and there has not been looked at.  A VMA
- * that was in the index all the time is not missed, as each version of the tree
- * has it.
+ * index of this one and stays as it is (litmus: vma-reuse+rwsem).  The range of
+ * the VMA is looked at after that: if it is not where the tree has it, it was
+ * freed and used again in this mm, elsewhere, and what is between here and there
+ * has not been looked at.  A VMA that was in the index all the time is not
+ * missed, as each version of the tree has it.
  */
 static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 {

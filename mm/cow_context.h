@@ -63,7 +63,7 @@ struct cow_unmapping {
  * @rcu: Delays freeing.  While the object is free, its free pointer.
  *
  * @depth, @root, @parent and @owner are constant from the moment the context is
- * linked.
+ * linked (litmus: list-del-publish, mapping-context).
  */
 struct cow_context {
 	struct rw_semaphore	rwsem;
@@ -183,7 +183,8 @@ void __vma_set_anon(struct vm_area_struct *vma);
  * @vma: The VMA.
  *
  * Context: The VMA lock or the mmap lock is held, for read will do.  Comes
- *	    before the first page table entry for an anonymous folio.
+ *	    before the first page table entry for an anonymous folio
+ *	    (litmus: retract+word-first).
  */
 static inline void vma_set_anon(struct vm_area_struct *vma)
 {
@@ -236,6 +237,13 @@ struct cow_vma_iter {
 	}
 
 struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter);
+
+struct folio;
+struct rmap_walk_control;
+
+bool rmap_walk_context(struct folio *folio, struct rmap_walk_control *rwc,
+		       struct cow_context *context, pgoff_t first,
+		       unsigned long nr_pages);
 
 /**
  * struct cow_check - what a check of anonymous memory has seen

@@ -43,9 +43,9 @@ struct test_mm {
 	enum test_mm_state state;
 	bool in_list;
 	/* Of the tests with threads; from test_race->clock */
-	u64 born;
-	u64 linked;
-	u64 dying;
+	unsigned long born;
+	unsigned long linked;
+	unsigned long dying;
 };
 
 /* All mms forked, directly or not, from mms[0], oldest first. */
@@ -1021,7 +1021,7 @@ static void cow_context_storm(struct kunit *test)
 struct test_race {
 	struct kunit *test;
 	struct test_tree tree;
-	atomic64_t clock;
+	atomic_long_t clock;
 	unsigned int seed;
 	unsigned int forkers;
 	unsigned long walks;
@@ -1061,7 +1061,7 @@ static void race_exit(struct test_race *race, struct test_mm *mm)
 {
 	struct cow_context *context = mm->context;
 
-	WRITE_ONCE(mm->dying, atomic64_inc_return(&race->clock));
+	WRITE_ONCE(mm->dying, atomic_long_inc_return(&race->clock));
 	cow_context_detach(context);
 	/* So that walkers who take it for their top find it, or nothing */
 	WRITE_ONCE(mm->state, TEST_MM_DETACHED);
@@ -1078,11 +1078,11 @@ static bool race_fork(struct test_race *race, struct test_mm *mm,
 		return false;
 	mm->depth = parent->depth + 1;
 	mm->parent = parent;
-	mm->born = atomic64_inc_return(&race->clock);
+	mm->born = atomic_long_inc_return(&race->clock);
 	WRITE_ONCE(mm->context, context);
 	cow_context_fork(context, parent->context);
 	/* A walk that begins later has a later time. */
-	smp_store_release(&mm->linked, atomic64_inc_return(&race->clock));
+	smp_store_release(&mm->linked, atomic_long_inc_return(&race->clock));
 	return true;
 }
 
@@ -1153,11 +1153,11 @@ static void race_walk(struct test_racer *r, struct test_mm *top,
 	struct test_tree *tree = &race->tree;
 	DEFINE_COW_CONTEXT_WALK(walk, context, false);
 	struct test_mm *mm, *last = NULL;
-	u64 begin, end, linked, dying;
+	unsigned long begin, end, linked, dying;
 	unsigned int i;
 
 	bitmap_zero(r->seen, tree->max);
-	begin = atomic64_inc_return(&race->clock);
+	begin = atomic_long_inc_return(&race->clock);
 	while ((context = cow_context_walk_next(&walk))) {
 		mm = test_mm_of(context);
 		if (mm < tree->mms || mm >= tree->mms + tree->max) {
@@ -1178,7 +1178,7 @@ static void race_walk(struct test_racer *r, struct test_mm *top,
 		r->visits++;
 	}
 	cow_context_walk_end(&walk);
-	end = atomic64_inc_return(&race->clock);
+	end = atomic_long_inc_return(&race->clock);
 	r->walks++;
 
 	for (i = 0; i < tree->max; i++) {
@@ -1246,7 +1246,7 @@ static void cow_context_race(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, race);
 	KUNIT_ASSERT_NOT_NULL(test, racers);
 	root = tree_init(test, &race->tree, 1 + FORKERS * FORKER_MMS);
-	root->linked = atomic64_inc_return(&race->clock);
+	root->linked = atomic_long_inc_return(&race->clock);
 	s = test_seed(test);
 
 	for (i = 0; i < FORKERS + WALKERS; i++) {

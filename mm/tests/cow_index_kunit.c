@@ -17,6 +17,7 @@
 #include <linux/bitmap.h>
 #include <linux/completion.h>
 #include <linux/ctype.h>
+#include <linux/hugetlb.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/maple_tree.h>
@@ -25,6 +26,7 @@
 #include <linux/module.h>
 #include <linux/prandom.h>
 #include <linux/random.h>
+#include <linux/rmap.h>
 #include <linux/sched/mm.h>
 
 #include "../cow_context.h"
@@ -1262,6 +1264,65 @@ static void cow_index_race(struct kunit *test)
 	KUNIT_EXPECT_GT(test, race->mapped, 0);
 }
 
+#ifdef CONFIG_HUGETLB_PAGE
+struct visits {
+	unsigned int nr;
+	unsigned int wrong_kind;
+};
+
+static bool count_visit(struct folio *folio, struct vm_area_struct *vma,
+			unsigned long addr, void *arg)
+{
+	struct visits *visits = arg;
+
+	visits->nr++;
+	visits->wrong_kind += is_vm_hugetlb_page(vma) != folio_test_hugetlb(folio);
+	return true;
+}
+
+static struct visits walk_at(struct test_mm *tm, struct folio *folio, pgoff_t index)
+{
+	struct visits visits = {};
+	struct rmap_walk_control rwc = {
+		.rmap_one = count_visit,
+		.arg = &visits,
+		.pinned = true,
+	};
+
+	folio_lock(folio);
+	folio->mapping = (void *)tm->context + FOLIO_MAPPING_ANON;
+	folio->index = index;
+	rmap_walk(folio, &rwc);
+	folio->mapping = NULL;
+	folio_unlock(folio);
+	KUNIT_EXPECT_EQ(tm->test, visits.wrong_kind, 0);
+	return visits;
+}
+
+/* Where a folio was, a VMA of the other kind may be by now. */
+static void cow_index_hugetlb(struct kunit *test)
+{
+	struct test_mm *tm = test_mm_init(test);
+	struct folio *folio = folio_alloc(GFP_KERNEL, 0);
+
+	KUNIT_ASSERT_NOT_NULL(test, folio);
+	draw(tm, "aaH");
+	mmap_write_lock(tm->mm);
+	vm_flags_set(tm->vmas['H'], VM_HUGETLB);
+	mmap_write_unlock(tm->mm);
+	enter(tm, 'H');
+	KUNIT_EXPECT_STREQ(test, visit(tm, 0, 2), "aH");
+
+	KUNIT_EXPECT_EQ(test, walk_at(tm, folio, 1).nr, 1);
+	KUNIT_EXPECT_EQ(test, walk_at(tm, folio, 2).nr, 0);
+	__folio_set_hugetlb(folio);
+	KUNIT_EXPECT_EQ(test, walk_at(tm, folio, 1).nr, 0);
+	KUNIT_EXPECT_EQ(test, walk_at(tm, folio, 2).nr, 1);
+	__folio_clear_hugetlb(folio);
+	folio_put(folio);
+}
+#endif
+
 static struct kunit_case cow_index_test_cases[] = {
 	KUNIT_CASE(cow_index_unmoved),
 	KUNIT_CASE(cow_index_far_offsets),
@@ -1273,6 +1334,9 @@ static struct kunit_case cow_index_test_cases[] = {
 	KUNIT_CASE_PARAM(cow_index_unmapping, unmap_gen_params),
 	KUNIT_CASE(cow_index_unmapping_moved),
 	KUNIT_CASE(cow_index_fork),
+#ifdef CONFIG_HUGETLB_PAGE
+	KUNIT_CASE(cow_index_hugetlb),
+#endif
 	KUNIT_CASE_SLOW(cow_index_model),
 	KUNIT_CASE_SLOW(cow_index_race),
 	{}

@@ -321,8 +321,10 @@ int main(int argc, char **argv)
 	munmap(p, NR * PAGE);
 
 	walks(0);
+	walks(1);
 	walks(10);
 	walks(100);
+	walks(300);
 	walks(NR);
 	return 0;
 }

@@ -12,6 +12,26 @@ logs=$build/logs
 jobs=${JOBS:-$(nproc)}
 mkdir -p "$logs"
 
+# What ARCH= means: what the kernel calls it (with the longer name of x86, tinyconfig gives another
+# configuration), the kernel's image, the emulator and its package, the cross compiler's prefix,
+# where Debian's packages of the architecture are unpacked, and what it calls its directories of
+# libraries. Directories in build/ have the architecture in their names where it is not x86-64.
+export ARCH=${ARCH:-x86_64}
+kernel_arch=$ARCH cross='' sysroot='' suffix='' multiarch=$ARCH-linux-gnu
+# shellcheck disable=SC2034 # the scripts use them
+case $ARCH in
+x86_64)
+	kernel_arch=x86 boot_image=arch/x86/boot/bzImage emulator=qemu-system-x86_64:qemu-system-x86
+	;;
+arm64)
+	boot_image=arch/arm64/boot/Image emulator=qemu-system-aarch64:qemu-system-arm
+	multiarch=aarch64-linux-gnu cross=$multiarch- sysroot=$build/debian-arm64 suffix=-arm64
+	;;
+*) printf "error: no such architecture: '%s' (ARCH=x86_64 or ARCH=arm64)\n" "$ARCH" >&2; exit 1 ;;
+esac
+# shellcheck disable=SC2034 # the scripts use them
+image=$build/image$suffix headers=$build/obj/headers$suffix compiler="ccache ${cross}gcc"
+
 # One cache for all kernels; paths below build/ count relatively in it.
 export CCACHE_DIR=${CCACHE_DIR:-$build/ccache} CCACHE_BASEDIR=$build
 # Misses are not preprocessed twice: the compiler names the headers anyway.
@@ -95,7 +115,15 @@ need_build()
 		lz4:lz4 rsync:rsync kmod:kmod python3:python3 \
 		/usr/include/stdio.h:libc6-dev /usr/include/libelf.h:libelf-dev \
 		/usr/include/openssl/opensslv.h:libssl-dev
+	[[ -z $cross ]] || need "${cross}gcc:gcc-$multiarch" "/usr/$multiarch/include/stdio.h:libc6-dev-$ARCH-cross"
 }
+
+# kind KERNEL [CONFIG]: what directories of this kernel and what comes of it are called, and where
+# it is built.
+kind() { echo "$1$suffix-${2:-${CONFIG:-default}}"; }
+obj_of() { echo "$build/obj/$(kind "$@")"; }
+
+only_x86() { [[ $ARCH == x86_64 ]] || die "make $(basename "$0") is for ARCH=x86_64 only"; }
 
 # configure OBJ TARGET FRAGMENT...: what TARGET makes of the configuration with the fragments
 # on top, by the make command in the array "make"; later ones win. Nothing that was asked
@@ -177,36 +205,58 @@ series_selftests()
 		done
 }
 
+# make_selftests ARGUMENT...: make for selftests of the guest's architecture.
+make_selftests()
+{
+	# Here 32-bit programs find the headers by this variable, that gcc finds by itself for others.
+	local include=$sysroot/usr/include
+	[[ -n $cross ]] || include+=/$multiarch
+	C_INCLUDE_PATH=$include make ARCH="$ARCH" CROSS_COMPILE="$cross" CC="$compiler" \
+		${sysroot:+"USERLDFLAGS=-L$sysroot/usr/lib/$multiarch"} "$@"
+}
+
 # build_selftests KERNEL PROGRAM...: builds them anew; in the guest of this kernel they
 # join the base's, or stand in for these.
 build_selftests()
 {
-	local programs=$build/obj/$1-${CONFIG:-default}/modroot/root/mm source program
+	local programs source program
+	programs=$(obj_of "$1")/modroot/root/mm
 	source=$(source_of "$1")
 	mkdir -p "$programs"
 	for program in "${@:2}"; do
 		rm -f "$programs/$program"
-		make -C "$source/tools/testing/selftests/mm" OUTPUT="$programs" \
-			KHDR_INCLUDES="-isystem $build/obj/headers/usr/include" "$programs/$program"
+		make_selftests -C "$source/tools/testing/selftests/mm" OUTPUT="$programs" \
+			KHDR_INCLUDES="-isystem $headers/usr/include" "$programs/$program"
 	done
 }
 
 # on_top DIRECTORY ARCHIVE: the guest's root with what the directory has on top of it.
 on_top()
 {
-	(cd "$1" && find . -print0 | cpio -0 -o -H newc --quiet) | cat "$build/image/rootfs.cpio" - >"$2"
+	(cd "$1" && find . -print0 | cpio -0 -o -H newc --quiet) | cat "$image/rootfs.cpio" - >"$2"
 }
 
-# with_libraries ROOT FILE...: the libraries that these need go into the root of a guest.
+# with_libraries ROOT FILE...: the libraries that these need, and those that these need in turn,
+# go into the root of a guest. The files need not run here.
 with_libraries()
 {
-	local root=$1 library
+	local root=$1 file header name place dirs
 	shift
-	{ ldd "$@" 2>/dev/null || :; } | sed -nE 's,.*[ \t](/[^ :]+) \(0x.*,\1,p' | sort -u |
-	while read -r library; do
-		[[ ! -e $root$library ]] || continue
-		mkdir -p "$root$(dirname "$library")"
-		cp -L "$library" "$root$library"
+	for file; do
+		header=$(readelf -hld "$file" 2>/dev/null) || continue
+		dirs=("/lib/$multiarch" "/usr/lib/$multiarch")
+		[[ $header != *Class:*ELF32* ]] || dirs=(/lib32 /usr/lib32)
+		while read -r name; do
+			place=$name
+			[[ $name == /* ]] || for place in "${dirs[@]/%//$name}" ''; do
+				[[ ! -e $sysroot$place ]] || break
+			done
+			[[ -n $place ]] || die "there is no $name here, which $file needs"
+			[[ ! -e $root$place ]] || continue
+			mkdir -p "$root$(dirname "$place")"
+			cp -L "$sysroot$place" "$root$place"
+			with_libraries "$root" "$root$place"
+		done < <(sed -nE 's/.*(Shared library: \[|program interpreter: )([^]]*)\]$/\2/p' <<<"$header")
 	done
 }
 
@@ -228,5 +278,5 @@ smoke_test()
 vmtests_out()
 {
 	local picked=${TEST:-${TEST_ONLY:+${TEST_ROUND:-again}}}
-	echo "$build/results/$1-${CONFIG:-default}${picked:+-${picked// /-}}"
+	echo "$build/results/$(kind "$1")${picked:+-${picked// /-}}"
 }

@@ -8,7 +8,11 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Does the cache keep freed objects in sheaves, where they count as in use? */
+/*
+ * Does the cache keep freed objects in sheaves, where they count as in use?  Shrinking
+ * it empties these, and what others free from then on is in them again.  Without them,
+ * as with slab_debug=F,<cache>, the number of objects is exact.
+ */
 static inline bool slab_has_sheaves(const char *cache)
 {
 	unsigned int capacity = 0;
@@ -56,6 +60,30 @@ static inline long slab_objects(const char *cache)
 	}
 	fclose(slabinfo);
 	return count;
+}
+
+/* Why objects of the cache cannot be counted, or NULL */
+static inline const char *slab_not_counted(const char *cache)
+{
+	char path[128];
+
+	if (geteuid())
+		return "needs root, to count objects of a slab cache";
+	if (slab_objects(cache) >= 0)
+		return NULL;
+	snprintf(path, sizeof(path), "/sys/kernel/slab/%s", cache);
+	if (!access(path, F_OK))
+		return "needs slab_nomerge, as a slab cache is merged with others";
+	return "needs a kernel that has the slab cache, and SLUB_DEBUG";
+}
+
+/*
+ * So many objects may be left after @rounds that are no leak: where the number is not
+ * exact, which is so where others use the cache, too.
+ */
+static inline long slab_slack(const char *cache, long rounds)
+{
+	return slab_has_sheaves(cache) ? rounds / 100 : 0;
 }
 
 /*
