@@ -16,13 +16,13 @@
  * Very deep trees.  A line of processes that fork and exit for ever must not
  * leave a line of dead contexts.  Below COW_CONTEXT_MAX_DEPTH contexts own no
  * folios: a new folio belongs to the ancestor at that depth, which is also what
- * they hold a reference to.  Nobody refers to them, and they go with their mm.
+ * they hold a reference to.  Nobody but KSM refers to them, and they go with their mm.
  *
  * Lifetime.  References are held by the mm, by child contexts and by whoever
  * pins a context.  So while a folio is mapped its context is alive: an mm in the
  * subtree maps it.  A context leaves the list, and is freed by RCU, when its
- * last reference goes.  It leaves its mm long before, when the mm has no page
- * tables to look at any more: then context->mm is NULL and walks pass over it.
+ * last reference goes.  The mm drops its own when it has no page tables to look
+ * at any more: then context->mm is NULL and walks pass over it.
  *
  * Locks.
  *
@@ -45,8 +45,6 @@
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/wait_bit.h>
-
-#include <kunit/visibility.h>
 
 #include "cow_context.h"
 
@@ -75,6 +73,7 @@ static void cow_context_ctor(void *data)
 void __init cow_context_init(void)
 {
 	struct kmem_cache_args args = {
+		.align = __alignof__(struct cow_context),
 		.use_freeptr_offset = true,
 		.freeptr_offset = offsetof(struct cow_context, rcu),
 		.ctor = cow_context_ctor,
@@ -116,7 +115,6 @@ struct cow_context *cow_context_alloc(struct mm_struct *mm)
 	refcount_set(&context->refs, 1);
 	return context;
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_alloc);
 
 /**
  * cow_context_put() - Drop a reference to a context.
@@ -146,23 +144,22 @@ void cow_context_put(struct cow_context *context)
 		context = parent;
 	}
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_put);
 
 /**
- * cow_context_release() - Drop the reference that an mm holds to its context.
- * @context: The context of an mm that is about to be freed.
+ * cow_context_release() - Drop the reference of an mm that never had a user.
+ * @context: The context of an mm that is about to be freed, or NULL if it has been
+ *	     through mm_leave_cow_context().
  *
- * The mm has been through cow_context_detach(), unless it never had a user: then
- * nothing can refer to it or to its context.
+ * Nothing can refer to such an mm or to its context.
  *
  * Context: As cow_context_put().
  */
 void cow_context_release(struct cow_context *context)
 {
-	VM_WARN_ON_ONCE(context->mm && refcount_read(&context->refs) != 1);
+	VM_WARN_ON_ONCE(context && context->mm &&
+			refcount_read(&context->refs) != 1);
 	cow_context_put(context);
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_release);
 
 /**
  * cow_context_inherits() - May an mm map the folios of a context?
@@ -183,7 +180,31 @@ bool cow_context_inherits(const struct cow_context *context,
 			return true;
 	return false;
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_inherits);
+
+/**
+ * cow_context_common() - The nearest context that two are forked from.
+ * @a: A context that owns folios.
+ * @b: Another.
+ *
+ * Context: Neither is freed: by a reference, or under RCU by one that somebody
+ *	    had in this section.
+ * Return: The context, which may be @a or @b; or NULL if they are of two trees.
+ */
+struct cow_context *cow_context_common(struct cow_context *a,
+				       struct cow_context *b)
+{
+	VM_WARN_ON_ONCE(a->owner != a || b->owner != b);
+
+	if (a->root != b->root)
+		return NULL;
+	while (a != b) {
+		if (a->depth > b->depth)
+			a = a->parent;
+		else
+			b = b->parent;
+	}
+	return a;
+}
 
 /**
  * cow_context_detach() - Take the mm out of its context.
@@ -221,7 +242,29 @@ void cow_context_detach(struct cow_context *context)
 					     &context->moved.rb_root, rb)
 		cow_moved_free(moved);
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_detach);
+
+/**
+ * mm_leave_cow_context() - Take an mm out of its context, and drop its reference.
+ * @mm: An mm that has just unmapped all it had.
+ *
+ * The mm_struct may stay for as long as somebody keeps a reference to it, say by
+ * an open /proc/PID/mem.  The context does not: it leaves the list if it has
+ * no descendants, and no walk has to step over it.
+ *
+ * Context: As cow_context_detach().
+ */
+void mm_leave_cow_context(struct mm_struct *mm)
+{
+	struct cow_context *context = mm->cow_context;
+
+	mmap_assert_write_locked(mm);
+	if (!context)
+		return;
+
+	cow_context_detach(context);
+	mm->cow_context = NULL;
+	cow_context_put(context);
+}
 
 /**
  * cow_context_fork() - Link the context of a forked mm to that of its parent.
@@ -261,7 +304,6 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent)
 	WRITE_ONCE(root->nr, root->nr + 1);
 	spin_unlock(&root->lock);
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_fork);
 
 /**
  * cow_context_wait_for_walks() - Let a walk end that forks keep ahead of.
@@ -281,7 +323,6 @@ int cow_context_wait_for_walks(struct cow_context *context)
 
 	return wait_var_event_killable(&root->gate, !atomic_read(&root->gate));
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_wait_for_walks);
 
 static void cow_context_close_gate(struct cow_context_walk *walk)
 {
@@ -358,7 +399,8 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 	struct cow_context *context = walk->pos;
 	unsigned int steps = 0;
 
-	might_sleep();
+	/* Mms that have nothing there are many, and looked at quickly. */
+	cond_resched();
 	VM_WARN_ON_ONCE(!refcount_read(&top->refs));
 
 	rcu_read_lock();
@@ -437,7 +479,6 @@ found:
 	walk->pos = context;
 	return context;
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_walk_next);
 
 /**
  * cow_context_walk_end() - End a walk, wherever it stands.
@@ -466,7 +507,6 @@ void cow_context_walk_end(struct cow_context_walk *walk)
 	cow_context_open_gate(walk);
 	walk->pos = NULL;
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_context_walk_end);
 
 static pgoff_t cow_moved_first(struct cow_moved *moved)
 {
@@ -514,6 +554,7 @@ void __vma_set_anon(struct vm_area_struct *vma)
 	vma_assert_stabilised(vma);
 	VM_WARN_ON_ONCE_VMA(!vma_anon_at_home(vma), vma);
 	VM_WARN_ON_ONCE_VMA(!vma_is_cow_mapping(vma), vma);
+	VM_WARN_ON_ONCE_VMA(!vma->vm_mm->cow_context, vma);
 
 	cmpxchg(&vma->vm_cow, 0, cow_unmoved(vma->vm_mm->cow_context));
 }
@@ -842,4 +883,3 @@ struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter)
 
 	return iter->moved ? iter->moved->vma : NULL;
 }
-EXPORT_SYMBOL_IF_KUNIT(cow_vma_iter_next);

@@ -80,7 +80,7 @@ struct cow_context {
 	unsigned int		nr;
 	atomic_t		gate;
 	struct rcu_head		rcu;
-};
+} __aligned(8);			/* folio->migrate_info has three bits more */
 
 /**
  * cow_context_get() - Take another reference to a context.
@@ -106,7 +106,10 @@ static inline bool cow_context_tryget(struct cow_context *context)
 void cow_context_put(struct cow_context *context);
 bool cow_context_inherits(const struct cow_context *context,
 			  const struct cow_context *ancestor);
+struct cow_context *cow_context_common(struct cow_context *a,
+				       struct cow_context *b);
 void cow_context_detach(struct cow_context *context);
+void mm_leave_cow_context(struct mm_struct *mm);
 void cow_context_fork(struct cow_context *child, struct cow_context *parent);
 
 /**
@@ -196,7 +199,8 @@ static inline void vma_set_anon(struct vm_area_struct *vma)
 static inline void vma_assert_not_in_index(const struct vm_area_struct *vma)
 {
 #ifdef CONFIG_MMU
-	VM_WARN_ON_ONCE(vma->vm_cow && vma->vm_mm->cow_context->mm);
+	VM_WARN_ON_ONCE(vma->vm_cow && vma->vm_mm->cow_context &&
+			vma->vm_mm->cow_context->mm);
 #endif
 }
 

@@ -100,23 +100,26 @@ static void __printf(4, 5) cow_check_wrong(struct cow_check *check,
 	va_end(args);
 }
 
-/* What is mapped, or was before it was swapped out or migrates, at an address */
-static void cow_check_page(struct cow_check *check, struct vm_area_struct *vma,
-			   unsigned long addr, const struct folio *folio,
-			   const struct cow_context *owner,
-			   const struct page *page)
+static void cow_check_owner(struct cow_check *check, const struct vm_area_struct *vma,
+			    unsigned long addr, const struct folio *folio,
+			    const struct cow_context *owner)
 {
-	struct cow_context *context = vma->vm_mm->cow_context;
-	const pgoff_t pgoff = page_pgoff(folio, page);
-	DEFINE_COW_VMA_ITER(iter, context, pgoff, pgoff);
-	struct vm_area_struct *found;
-
-	if (cow_context_inherits(context, owner))
+	if (cow_context_inherits(vma->vm_mm->cow_context, owner))
 		check->owners |= BIT_ULL(owner->depth);
 	else
 		cow_check_wrong(check, vma->vm_mm, addr,
 				"folio %p belongs to %p, from which it was not forked",
 				folio, owner);
+}
+
+/* Does the index lead to where the page is, or was before it was swapped out? */
+static void cow_check_offset(struct cow_check *check, struct vm_area_struct *vma,
+			     unsigned long addr, const struct folio *folio,
+			     const struct page *page)
+{
+	const pgoff_t pgoff = page_pgoff(folio, page);
+	DEFINE_COW_VMA_ITER(iter, vma->vm_mm->cow_context, pgoff, pgoff);
+	struct vm_area_struct *found;
 
 	do {
 		found = cow_vma_iter_next(&iter);
@@ -144,45 +147,45 @@ static void cow_check_mapped(struct cow_check *check, struct vm_area_struct *vma
 	if (!owner)
 		return;
 	++*counter;
-	cow_check_page(check, vma, addr, folio, owner, page);
+	cow_check_owner(check, vma, addr, folio, owner);
+	cow_check_offset(check, vma, addr, folio, page);
 }
 
 /*
- * A slot that KSM shared may be referred to by anybody, at any address.  Who swaps
- * it in takes a copy if the folio in the swap cache is not that of the
- * address: see ksm_might_need_to_copy().  So such an entry will map no folio that
- * would not be found.
+ * A folio of the swap cache comes to belong to whoever maps it, too, if that can
+ * be.  A slot that KSM shared may be referred to by anybody, at any address: then
+ * it cannot, and a copy is mapped, see ksm_might_need_to_copy().
  */
-static bool cow_check_is_copied(const struct vm_area_struct *vma, unsigned long addr,
-				pte_t pte, const struct folio *folio,
-				const struct cow_context *owner)
+static void cow_check_swap_folio(struct cow_check *check, struct vm_area_struct *vma,
+				 unsigned long addr, pte_t pte,
+				 const struct folio *folio, const struct page *page)
 {
-	return IS_ENABLED(CONFIG_KSM) && !pte_swp_exclusive(pte) &&
-	       !folio_test_large(folio) &&
-	       (folio_pgoff(folio) != linear_anon_page_index(vma, addr) ||
-		!cow_context_inherits(vma->vm_mm->cow_context, owner));
+	if (folio_can_share_anon_rmap(folio, page, vma, addr)) {
+		check->swap_cache++;
+		if (folio_mapped(folio))
+			cow_check_offset(check, vma, addr, folio, page);
+	} else if (!IS_ENABLED(CONFIG_KSM) || pte_swp_exclusive(pte) ||
+		   folio_test_large(folio)) {
+		cow_check_wrong(check, vma->vm_mm, addr,
+				"folio %p, offset %lx, cannot be shared from the swap cache",
+				folio, page_pgoff(folio, page));
+	}
 }
 
 static void cow_check_swap(struct cow_check *check, struct vm_area_struct *vma,
 			   unsigned long addr, pte_t pte, softleaf_t entry)
 {
 	struct folio *folio = swap_cache_get_folio(entry);
-	const struct cow_context *owner;
 
 	if (!folio)
 		return;
 	/* Until it is locked it may be about to belong to somebody. */
 	if (folio_trylock(folio)) {
-		owner = folio_cow_context(folio);
-		if (folio_matches_swap_entry(folio, entry) && owner &&
-		    !cow_check_is_copied(vma, addr, pte, folio, owner)) {
-			const unsigned long nr = swp_offset(entry) -
-						 swp_offset(folio->swap);
-
-			check->swap_cache++;
-			cow_check_page(check, vma, addr, folio, owner,
-				       folio_page(folio, nr));
-		}
+		if (folio_matches_swap_entry(folio, entry) &&
+		    folio_cow_context(folio))
+			cow_check_swap_folio(check, vma, addr, pte, folio,
+					     folio_page(folio, swp_offset(entry) -
+							       swp_offset(folio->swap)));
 		folio_unlock(folio);
 	}
 	folio_put(folio);

@@ -24,8 +24,6 @@
 
 #include "../cow_context.h"
 
-MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
-
 static unsigned int seed;
 module_param(seed, uint, 0444);
 MODULE_PARM_DESC(seed, "Seed of the randomised tests, 0 for a random one");
@@ -456,6 +454,36 @@ static bool inherits_is_right(struct test_tree *tree)
 	return true;
 }
 
+/* Of all whose memory both have, the deepest */
+static struct cow_context *common_of(struct test_tree *tree, struct test_mm *a,
+				     struct test_mm *b)
+{
+	struct test_mm *pos;
+
+	for (pos = owner_of(a); pos; pos = pos->parent)
+		if (cow_context_inherits(b->context, pos->context))
+			return pos->context;
+	return NULL;
+}
+
+static bool common_is_right(struct test_tree *tree)
+{
+	struct test_mm *a, *b;
+	unsigned int i, j;
+
+	for (i = 0; i < tree->nr; i++) {
+		a = &tree->mms[i];
+		for (j = 0; a->state != TEST_MM_GONE && j < tree->nr; j++) {
+			b = &tree->mms[j];
+			if (b->state != TEST_MM_GONE &&
+			    cow_context_common(a->context->owner, b->context->owner) !=
+			    common_of(tree, a, b))
+				return false;
+		}
+	}
+	return true;
+}
+
 static void cow_context_inherit(struct kunit *test)
 {
 	const unsigned int limit = COW_CONTEXT_MAX_DEPTH;
@@ -481,9 +509,12 @@ static void cow_context_inherit(struct kunit *test)
 	while (tree.nr < tree.max)
 		tree_fork(test, &tree, &tree.mms[prandom_u32_state(&rnd) % tree.nr]);
 	KUNIT_EXPECT_TRUE(test, inherits_is_right(&tree));
+	KUNIT_EXPECT_TRUE(test, common_is_right(&tree));
 
 	/* Another tree has nothing of this one. */
 	tree_init(test, &stranger, 1);
+	KUNIT_EXPECT_NULL(test, cow_context_common(stranger.mms->context,
+						   top->context));
 	KUNIT_EXPECT_FALSE(test, cow_context_inherits(stranger.mms->context,
 						      top->context));
 	KUNIT_EXPECT_FALSE(test, cow_context_inherits(mm->context,

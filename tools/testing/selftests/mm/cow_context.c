@@ -266,6 +266,45 @@ TEST_F_TIMEOUT(lifetime, chain_of_forks_is_bounded, 600)
 	EXPECT_LE(spare_contexts(others), others);
 }
 
+#define NR_KEPT		200
+
+/* Who holds on to an mm_struct does not keep its context in the way of walks. */
+TEST_F_TIMEOUT(lifetime, context_goes_before_the_mm_struct, 300)
+{
+	long contexts, mms, after = 0;
+	int fds[NR_KEPT], i, tries;
+
+	visit_cpus();
+	shrink_slab("cow_context");
+	contexts = slab_objects("cow_context") + slab_slack("cow_context", 100 * NR_KEPT / 4);
+	mms = slab_objects("mm_struct");
+	for (i = 0; i < NR_KEPT; i++) {
+		char path[64];
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			for (;;)
+				pause();
+		snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+		fds[i] = open(path, O_RDONLY);
+		ASSERT_GE(fds[i], 0);
+		kill(pid, SIGKILL);
+		ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	}
+	EXPECT_GE(slab_objects("mm_struct"), mms + NR_KEPT / 2);
+	for (tries = 0; tries < 200; tries++) {
+		shrink_slab("cow_context");
+		after = slab_objects("cow_context");
+		if (after <= contexts)
+			break;
+		usleep(100 * 1000);
+	}
+	EXPECT_LE(after, contexts);
+	while (i--)
+		close(fds[i]);
+}
+
 /* Moves pages so that each is a VMA of its own, which is in the index as a moved one */
 static bool move_one_by_one(char *from, char *to, int nr)
 {
@@ -386,16 +425,20 @@ struct family {
 	int failed;
 };
 
-/* Addresses that nothing else will have, aligned as huge pages want it */
-static char *reserve(size_t size)
+/* Addresses that nothing else will have, aligned as huge pages of a size want it */
+static char *reserve_for(size_t huge, size_t size)
 {
-	size_t huge = thp_size > hugetlb_size ? thp_size : hugetlb_size;
 	char *addr = mmap(NULL, size + huge, PROT_NONE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (addr == MAP_FAILED)
 		return NULL;
 	return huge ? (char *)(((unsigned long)addr + huge - 1) & ~(huge - 1)) : addr;
+}
+
+static char *reserve(size_t size)
+{
+	return reserve_for(thp_size > hugetlb_size ? thp_size : hugetlb_size, size);
 }
 
 static char *map_at(char *addr, enum kind kind, size_t size)
@@ -1006,6 +1049,24 @@ TEST_F_TIMEOUT(mapped, beside_holes, 300)
 	kill(pid, SIGKILL);
 }
 
+/* A family for pages that are mapped here, at *@addr. */
+static struct family *family_of_pages(char **addr)
+{
+	struct family *family = new_family();
+
+	if (!family)
+		return NULL;
+	family->unit = psize();
+	family->units = MAX_UNITS;
+	*addr = map_at(reserve(MAX_UNITS * psize()), ANON, MAX_UNITS * psize());
+	if (!*addr) {
+		end_family(family);
+		return NULL;
+	}
+	fill(*addr, MAX_UNITS, psize(), SEED);
+	return family;
+}
+
 FIXTURE(page)
 {
 	struct family *family;
@@ -1021,14 +1082,9 @@ FIXTURE_SETUP(page)
 	if (why)
 		SKIP(return, "%s", why);
 
-	self->family = new_family();
+	self->family = family_of_pages(&self->addr);
 	ASSERT_NE(self->family, NULL);
-	self->family->unit = psize();
-	self->family->units = MAX_UNITS;
 	self->size = psize() * MAX_UNITS;
-	self->addr = map_at(reserve(self->size), ANON, self->size);
-	ASSERT_NE(self->addr, NULL);
-	fill(self->addr, MAX_UNITS, psize(), SEED);
 	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
 	ASSERT_GE(self->pagemap, 0);
 }
@@ -1208,6 +1264,116 @@ TEST_F_TIMEOUT(page, swapped_in_by_swapoff, 300)
 	EXPECT_GT(swap_off_and_on(), 0);
 	EXPECT_FALSE(pagemap_is_swapped(self->pagemap, addr));
 	expect_all_found(_metadata, family, SEED);
+}
+
+#define PAGE_IDLE	"/sys/kernel/mm/page_idle/bitmap"
+
+/* A walk to each page of a process that is in memory */
+static bool mark_idle(struct mapper *mapper, int units)
+{
+	int fd = open(PAGE_IDLE, O_RDWR), i;
+	bool marked = fd >= 0;
+
+	for (i = 0; i < units && marked; i++) {
+		uint64_t pfn = PAGEMAP_PFN(pagemap_of(mapper->pid, mapper->addr + i * psize()));
+		uint64_t bit = 1ULL << pfn % 64;
+
+		marked = pwrite(fd, &bit, 8, pfn / 64 * 8) == 8;
+	}
+	if (fd >= 0)
+		close(fd);
+	return marked;
+}
+
+/*
+ * A walk gives a page to the process that has it alone.  Those forked from that one
+ * are found all the same; and of two, neither gets it.
+ */
+static void left_to(struct __test_metadata *_metadata, struct family *family, char *addr,
+		    int processes)
+{
+	struct mapper other = {
+		.pid = getpid(),
+		.addr = map_at(reserve(psize()), ANON, psize()),
+	};
+	int i;
+
+	if (access(PAGE_IDLE, F_OK))
+		SKIP(return, "needs idle page tracking");
+	for (i = 0; i < processes; i++)
+		ASSERT_GT(spawn(family, NULL, addr), 0);
+	ASSERT_EQ(munmap(addr, family->units * psize()), 0);
+	/* What is in a batch for the LRU is not looked at: moving any page drains them. */
+	ASSERT_NE(other.addr, NULL);
+	fill(other.addr, 1, psize(), SEED);
+	ASSERT_EQ(move_to(&other, 1, psize(), 1), 1);
+	ASSERT_TRUE(mark_idle(&family->mappers[0], family->units));
+	expect_all_found(_metadata, family, SEED);
+	munmap(other.addr, psize());
+}
+
+TEST_F_TIMEOUT(page, left_to_one_process, 300)
+{
+	left_to(_metadata, self->family, self->addr, 1);
+}
+
+TEST_F_TIMEOUT(page, left_to_two_processes, 300)
+{
+	left_to(_metadata, self->family, self->addr, 2);
+}
+
+/* A page of two, one of which was forked from the other, and of nobody else any more */
+TEST_F_TIMEOUT(page, left_to_a_process_and_its_child, 300)
+{
+	struct family *family = self->family;
+
+	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
+	left_to(_metadata, family, self->addr, 0);
+}
+
+static void forget_a_child(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(0);
+	waitpid(pid, NULL, 0);
+}
+
+/* What fork has shared, and only one has kept, is that one's alone when it has moved. */
+TEST_F_TIMEOUT(page, migrated_when_shared_no_more, 300)
+{
+	struct family *family = self->family;
+	struct mapper mapper = { .pid = getpid(), .addr = self->addr };
+	int node;
+
+	for (node = 0; node < 2; node++) {
+		forget_a_child();
+		EXPECT_EQ(move_to(&mapper, MAX_UNITS, psize(), node), MAX_UNITS);
+	}
+	join(family, getpid(), self->addr);
+	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
+	expect_all_found(_metadata, family, SEED);
+}
+
+/* But not if it could not be moved, as others have it who do not map it. */
+TEST_F_TIMEOUT(page, in_a_pipe_when_it_cannot_migrate, 300)
+{
+	struct mapper mapper = { .pid = getpid(), .addr = self->addr };
+	struct iovec iov = { .iov_base = self->addr, .iov_len = psize() };
+	unsigned long was = *first_word(self->addr), got = 0;
+	int ends[2], node;
+
+	forget_a_child();
+	ASSERT_EQ(pipe(ends), 0);
+	ASSERT_EQ(vmsplice(ends[1], &iov, 1, 0), (ssize_t)psize());
+	for (node = 0; node < 2; node++)
+		move_to(&mapper, 1, psize(), node);
+	*first_word(self->addr) = was + 1;
+	ASSERT_EQ(read(ends[0], &got, sizeof(got)), (ssize_t)sizeof(got));
+	EXPECT_EQ(got, was);
+	close(ends[0]);
+	close(ends[1]);
 }
 
 /* A page that came back to the one who has it is that one's, wherever it was moved since */
@@ -1474,15 +1640,22 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 	__atomic_add_fetch(told, 1, __ATOMIC_RELAXED);
 }
 
-/* All who have a page that is broken lose it, and are told */
-TEST_F_TIMEOUT(page, with_broken_memory, 300)
+FIXTURE(broken_page)
+{
+	struct family *family;
+	size_t size;
+	char *addr;
+	int pagemap;
+};
+
+/* The test and what it forks are told at once, and survive. */
+FIXTURE_SETUP(broken_page)
 {
 	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
-	struct family *family = self->family;
-	unsigned long pfn;
-	int m, tries;
-	char byte;
+	const char *why = not_moved();
 
+	if (why)
+		SKIP(return, "%s", why);
 	if (!may_change())
 		SKIP(return, "poisons a page, which " NEEDS_DESTRUCTIVE);
 	if (!may_poison())
@@ -1491,6 +1664,29 @@ TEST_F_TIMEOUT(page, with_broken_memory, 300)
 	ASSERT_NE(told, MAP_FAILED);
 	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
 	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+
+	self->family = family_of_pages(&self->addr);
+	ASSERT_NE(self->family, NULL);
+	self->size = psize() * MAX_UNITS;
+	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	ASSERT_GE(self->pagemap, 0);
+}
+
+FIXTURE_TEARDOWN(broken_page)
+{
+	end_family(self->family);
+	close(self->pagemap);
+	munmap(self->addr, self->size);
+	put_back();
+}
+
+/* All who have a page that is broken lose it, and are told */
+TEST_F_TIMEOUT(broken_page, of_a_family, 300)
+{
+	struct family *family = self->family;
+	unsigned long pfn;
+	int m, tries;
+	char byte;
 
 	self->addr = moves(family, self->addr);
 	ASSERT_NE(self->addr, NULL);
@@ -1525,22 +1721,13 @@ static char *copies(struct family *family, char *addr)
 }
 
 /* Who has a copy has lost nothing, and is not told */
-TEST_F_TIMEOUT(page, with_broken_memory_of_many, 300)
+TEST_F_TIMEOUT(broken_page, of_many, 300)
 {
-	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
 	struct family *family = self->family;
 	struct family copy = *family;
 	unsigned long pfn;
 	int i, tries;
 
-	if (!may_change())
-		SKIP(return, "poisons a page, which " NEEDS_DESTRUCTIVE);
-	if (!may_poison())
-		SKIP(return, "needs memory failure, and hwpoison_inject to undo it");
-	told = mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(told, MAP_FAILED);
-	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
-	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
 	for (i = 0; i < NR_TOLD; i++)
 		ASSERT_GT(spawn(family, NULL, self->addr), 0);
 	join(&copy, spawn(family, copies, self->addr), self->addr);
@@ -1557,9 +1744,8 @@ TEST_F_TIMEOUT(page, with_broken_memory_of_many, 300)
 }
 
 /* Who has a broken page of KSM at two places is told once */
-TEST_F_TIMEOUT(page, with_broken_memory_of_ksm, 300)
+TEST_F_TIMEOUT(broken_page, of_ksm, 300)
 {
-	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
 	char *other = map_mergeable(reserve(self->size));
 	struct family *family = self->family;
 	const char *why = need_ksm();
@@ -1568,14 +1754,6 @@ TEST_F_TIMEOUT(page, with_broken_memory_of_ksm, 300)
 
 	if (why)
 		SKIP(return, "%s", why);
-	if (!may_change())
-		SKIP(return, "poisons a page, which " NEEDS_DESTRUCTIVE);
-	if (!may_poison())
-		SKIP(return, "needs memory failure, and hwpoison_inject to undo it");
-	told = mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(told, MAP_FAILED);
-	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
-	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
 	ASSERT_NE(other, NULL);
 	ASSERT_EQ(madvise(self->addr, self->size, MADV_MERGEABLE), 0);
 	join(family, getpid(), self->addr);
@@ -1753,16 +1931,20 @@ TEST_F_TIMEOUT(page, in_a_merge_of_three, 300)
 /* A file that is collapsed leaves private mappings what was written to them */
 TEST_F_TIMEOUT(page, beside_a_collapsed_file, 300)
 {
-	int fd = memfd_create("cow_context", 0), nr = thp_size / psize();
+	/* Nothing else is collapsed to, however large it is. */
+	size_t huge = read_pmd_pagesize();
+	int fd = memfd_create("cow_context", 0), nr = huge / psize();
 	struct family *family = self->family;
 	char *shared, *private;
 
+	if (!huge)
+		SKIP(return, "needs THP");
 	ASSERT_GE(fd, 0);
-	ASSERT_EQ(ftruncate(fd, thp_size), 0);
-	shared = mmap(reserve(thp_size), thp_size, PROT_READ | PROT_WRITE,
+	ASSERT_EQ(ftruncate(fd, huge), 0);
+	shared = mmap(reserve_for(huge, huge), huge, PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_FIXED, fd, 0);
 	ASSERT_NE(shared, MAP_FAILED);
-	private = mmap(reserve(thp_size), thp_size, PROT_READ | PROT_WRITE,
+	private = mmap(reserve_for(huge, huge), huge, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_FIXED, fd, 0);
 	ASSERT_NE(private, MAP_FAILED);
 	close(fd);
@@ -1771,15 +1953,15 @@ TEST_F_TIMEOUT(page, beside_a_collapsed_file, 300)
 	join(family, getpid(), private);
 	ASSERT_GT(spawn(family, NULL, private), 0);
 
-	if (madvise(shared, thp_size, MADV_COLLAPSE))
+	if (madvise(shared, huge, MADV_COLLAPSE))
 		SKIP(return, "needs huge pages of shmem");
-	EXPECT_TRUE(check_huge_shmem(shared, thp_size, 1, thp_size));
+	EXPECT_TRUE(check_huge_shmem(shared, huge, 1, huge));
 	EXPECT_TRUE(filled(shared, nr, psize(), SEED + 0x1000));
 	EXPECT_TRUE(filled(private + self->size, nr - MAX_UNITS, psize(),
 			   SEED + 0x1000 + MAX_UNITS));
 	expect_all_found(_metadata, family, SEED);
-	munmap(shared, thp_size);
-	munmap(private, thp_size);
+	munmap(shared, huge);
+	munmap(private, huge);
 }
 
 FIXTURE(huge_page)
