@@ -145,11 +145,28 @@ struct cow_context_walk {
 struct cow_context *cow_context_walk_next(struct cow_context_walk *walk);
 void cow_context_walk_end(struct cow_context_walk *walk);
 
+/*
+ * What happens to a folio so seldom that tests have to see that it did: it is
+ * given to the context that all who may map it share, or to the only one that
+ * maps it, or has an exclusive migration entry though it was shared.
+ */
+enum cow_check_event {
+	COW_CHECK_WIDENED,
+	COW_CHECK_NARROWED,
+	COW_CHECK_SOLE,
+	COW_CHECK_NR_EVENTS,
+};
+
 #ifdef CONFIG_DEBUG_COW_CONTEXT
+void cow_check_count(enum cow_check_event event);
 void cow_context_lock_write(struct cow_context *context);
 void cow_context_walk_begins(struct cow_context_walk *walk);
 void cow_context_walk_ends(const struct cow_context_walk *walk);
 #else
+static inline void cow_check_count(enum cow_check_event event)
+{
+}
+
 static inline void cow_context_lock_write(struct cow_context *context)
 {
 	down_write(&context->rwsem);
@@ -255,6 +272,8 @@ bool rmap_walk_context(struct folio *folio, struct rmap_walk_control *rwc,
  * @pages: Mappings of pages, huge ones counted once.
  * @swap_cache: Entries of pages in the swap cache.
  * @migrating: Entries of pages that are being migrated.
+ * @ksm: Mappings of pages that KSM has merged.
+ * @ksm_missed: Those of them that KSM would not find, as it has not scanned them yet.
  * @walks: Walks from contexts to an mm that maps folios of theirs.
  * @wrong: What was not right.
  * @owners: The depths of the contexts whose folios the mm maps, one bit each.
@@ -265,6 +284,8 @@ struct cow_check {
 	unsigned long	pages;
 	unsigned long	swap_cache;
 	unsigned long	migrating;
+	unsigned long	ksm;
+	unsigned long	ksm_missed;
 	unsigned long	walks;
 	unsigned long	wrong;
 	u64		owners;
@@ -273,6 +294,8 @@ struct cow_check {
 
 #ifdef CONFIG_DEBUG_COW_CONTEXT
 int cow_check_mm(struct cow_check *check, struct mm_struct *mm);
+bool ksm_walk_finds(const struct folio *folio, const struct cow_context *context,
+		    pgoff_t pgoff);
 #endif
 
 #endif /* __MM_COW_CONTEXT_H */

@@ -10,6 +10,9 @@
  *    the VMA to this address;
  *  - a walk from the folio's context comes to the mm.
  *
+ * KSM has its own list of where its folios are mapped, which it completes while it
+ * scans: what is not in it yet is counted, and nothing wrong.
+ *
  * Writing to cow_context/check in debugfs starts a pass; it fails with EUCLEAN
  * if anything was wrong, which the log tells.  Reading tells what was looked at,
  * and how long walks and those who waited for them took at most.
@@ -37,6 +40,7 @@
 
 static atomic64_t longest_wait, longest_walk;	/* ns */
 static atomic64_t nr_walks, nr_gated;
+static atomic64_t nr_events[COW_CHECK_NR_EVENTS];
 
 static void cow_check_took(atomic64_t *longest, u64 start)
 {
@@ -45,6 +49,15 @@ static void cow_check_took(atomic64_t *longest, u64 start)
 
 	while (took > old && !atomic64_try_cmpxchg(longest, &old, took))
 		;
+}
+
+/**
+ * cow_check_count() - Count what happens seldom.
+ * @event: What has happened.
+ */
+void cow_check_count(enum cow_check_event event)
+{
+	atomic64_inc(&nr_events[event]);
 }
 
 /**
@@ -114,10 +127,8 @@ static void cow_check_owner(struct cow_check *check, const struct vm_area_struct
 
 /* Does the index lead to where the page is, or was before it was swapped out? */
 static void cow_check_offset(struct cow_check *check, struct vm_area_struct *vma,
-			     unsigned long addr, const struct folio *folio,
-			     const struct page *page)
+			     unsigned long addr, pgoff_t pgoff)
 {
-	const pgoff_t pgoff = page_pgoff(folio, page);
 	DEFINE_COW_VMA_ITER(iter, vma->vm_mm->cow_context, pgoff, pgoff);
 	struct vm_area_struct *found;
 
@@ -136,19 +147,35 @@ static void cow_check_offset(struct cow_check *check, struct vm_area_struct *vma
 				vma_anon_address(vma, pgoff, 1), pgoff);
 }
 
+static void cow_check_ksm(struct cow_check *check, struct vm_area_struct *vma,
+			  unsigned long addr, struct folio *folio)
+{
+	const pgoff_t pgoff = linear_anon_page_index(vma, addr);
+
+	check->ksm++;
+	cow_check_offset(check, vma, addr, pgoff);
+	if (!folio_trylock(folio))
+		return;
+	if (folio_test_ksm(folio) &&
+	    !ksm_walk_finds(folio, vma->vm_mm->cow_context, pgoff))
+		check->ksm_missed++;
+	folio_unlock(folio);
+}
+
 static void cow_check_mapped(struct cow_check *check, struct vm_area_struct *vma,
-			     unsigned long addr, const struct page *page,
+			     unsigned long addr, struct page *page,
 			     unsigned long *counter)
 {
-	const struct folio *folio = page_folio(page);
-	/* There is none for what KSM has or is about to have, which it finds itself. */
+	struct folio *folio = page_folio(page);
 	const struct cow_context *owner = folio_cow_context(folio);
 
+	if (folio_test_ksm(folio))
+		cow_check_ksm(check, vma, addr, folio);
 	if (!owner)
 		return;
 	++*counter;
 	cow_check_owner(check, vma, addr, folio, owner);
-	cow_check_offset(check, vma, addr, folio, page);
+	cow_check_offset(check, vma, addr, page_pgoff(folio, page));
 }
 
 /*
@@ -163,7 +190,7 @@ static void cow_check_swap_folio(struct cow_check *check, struct vm_area_struct 
 	if (folio_can_share_anon_rmap(folio, page, vma, addr)) {
 		check->swap_cache++;
 		if (folio_mapped(folio))
-			cow_check_offset(check, vma, addr, folio, page);
+			cow_check_offset(check, vma, addr, page_pgoff(folio, page));
 	} else if (!IS_ENABLED(CONFIG_KSM) || pte_swp_exclusive(pte) ||
 		   folio_test_large(folio)) {
 		cow_check_wrong(check, vma->vm_mm, addr,
@@ -215,7 +242,7 @@ static bool cow_check_ptes(struct cow_check *check, struct vm_area_struct *vma,
 
 	for (ptep = start_pte; addr < end; ptep++, addr += PAGE_SIZE) {
 		const pte_t pte = ptep_get(ptep);
-		const struct page *page;
+		struct page *page;
 		softleaf_t entry;
 
 		if (pte_none(pte))
@@ -240,7 +267,7 @@ static bool cow_check_ptes(struct cow_check *check, struct vm_area_struct *vma,
 static void cow_check_huge_pmd(struct cow_check *check, struct vm_area_struct *vma,
 			       unsigned long addr, pmd_t pmd)
 {
-	const struct page *page;
+	struct page *page;
 
 	if (pmd_present(pmd)) {
 		page = vm_normal_page_pmd(vma, addr, pmd);
@@ -433,10 +460,18 @@ static int cow_check_show(struct seq_file *seq, void *unused)
 	seq_printf(seq, "pages\t\t%lu\n", check.pages);
 	seq_printf(seq, "swap_cache\t%lu\n", check.swap_cache);
 	seq_printf(seq, "migrating\t%lu\n", check.migrating);
+	seq_printf(seq, "ksm\t\t%lu\n", check.ksm);
+	seq_printf(seq, "ksm_missed\t%lu\n", check.ksm_missed);
 	seq_printf(seq, "walks\t\t%lu\n", check.walks);
 	seq_printf(seq, "wrong\t\t%lu\n", check.wrong);
 	seq_printf(seq, "all_walks\t%lld\n", atomic64_read(&nr_walks));
 	seq_printf(seq, "gated_walks\t%lld\n", atomic64_read(&nr_gated));
+	seq_printf(seq, "widened\t\t%lld\n",
+		   atomic64_read(&nr_events[COW_CHECK_WIDENED]));
+	seq_printf(seq, "narrowed\t%lld\n",
+		   atomic64_read(&nr_events[COW_CHECK_NARROWED]));
+	seq_printf(seq, "sole_mappings\t%lld\n",
+		   atomic64_read(&nr_events[COW_CHECK_SOLE]));
 	seq_printf(seq, "longest_walk\t%lld ns\n", atomic64_read(&longest_walk));
 	seq_printf(seq, "longest_wait\t%lld ns\n", atomic64_read(&longest_wait));
 	return 0;

@@ -658,6 +658,22 @@ static bool check_passes(void)
 	return passes;
 }
 
+/* What the kernel's own check has counted when it was last run, -1 if it has none */
+static long checked(const char *what)
+{
+	FILE *check = fopen("/sys/kernel/debug/cow_context/check", "r");
+	char name[32];
+	long value, found = -1;
+
+	if (!check)
+		return -1;
+	while (fscanf(check, "%31s %ld%*[^\n]", name, &value) == 2)
+		if (!strcmp(name, what))
+			found = value;
+	fclose(check);
+	return found;
+}
+
 /* Each mapping is found from each process, and the memory is what it was */
 static void expect_all_found(struct __test_metadata *_metadata, struct family *family,
 			     unsigned long seed)
@@ -1498,6 +1514,8 @@ TEST_F_TIMEOUT(page, merged_by_ksm, 300)
 	ASSERT_GT(spawn(family, with_a_child, self->addr), 0);
 	ASSERT_GT(spawn(family, splits, other), 0);
 	expect_all_found(_metadata, family, SEED);
+	EXPECT_NE(checked("ksm"), 0);
+	EXPECT_LE(checked("ksm_missed"), 0);
 	EXPECT_EQ(ksm_stop(), 0);
 	munmap(other, self->size);
 }
@@ -1524,6 +1542,8 @@ TEST_F_TIMEOUT(page, merged_by_ksm_after_a_move, 300)
 	join(family, getpid(), other);
 	ASSERT_TRUE(merge(family));
 	expect_all_found(_metadata, family, SEED);
+	EXPECT_NE(checked("ksm"), 0);
+	EXPECT_LE(checked("ksm_missed"), 0);
 	EXPECT_EQ(ksm_stop(), 0);
 	munmap(other, 2 * self->size);
 }
