@@ -2153,12 +2153,12 @@ FIXTURE_SETUP(race)
 	self->unit = unit_size(variant->kind);
 	self->units = variant->kind == ANON ? RACE_UNITS : nr_units(variant->kind);
 	self->size = self->unit * self->units;
-	/* It is behind the other two, as mappings are put below each other. */
-	self->room = mmap(NULL, ROOM_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(self->room, MAP_FAILED);
-	self->addr = reserve(2 * self->size);
+	self->addr = reserve(2 * self->size + ROOM_SIZE);
 	ASSERT_NE(self->addr, NULL);
-	ASSERT_LT(self->addr, self->room);
+	/* Behind the other two, and accounted for as soon as it may be written */
+	self->room = mmap(self->addr + 2 * self->size, ROOM_SIZE, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	ASSERT_NE(self->room, MAP_FAILED);
 	self->other = self->addr + self->size;
 	ASSERT_EQ(map_at(self->addr, variant->kind, self->size), self->addr);
 	self->shared = mmap(NULL, sizeof(*self->shared), PROT_READ | PROT_WRITE,

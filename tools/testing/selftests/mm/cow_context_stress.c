@@ -1262,19 +1262,38 @@ static unsigned long merge(void)
 	return write_setting("/sys/kernel/mm/ksm/run", runs[random_below(5)]);
 }
 
+/*
+ * Who comes to a page by its number does not keep its memory from going offline
+ * meanwhile, and the kernel crashes if that happens, in v7.3 as well.
+ */
+static void lock_hotplug(void)
+{
+	lockf(shared_fd, F_LOCK, 0);
+}
+
+static void unlock_hotplug(void)
+{
+	lockf(shared_fd, F_ULOCK, 0);
+}
+
 static unsigned long scan_idle(void)
 {
 	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 	uint64_t bits[512];
 	off_t offset = 0;
+	bool more = true;
 
 	if (fd < 0) {
 		sleep(1);
 		return 0;
 	}
 	memset(bits, 0xff, sizeof(bits));
-	while (pwrite(fd, bits, sizeof(bits), offset) > 0 && !stopped())
+	while (more && !stopped()) {
+		lock_hotplug();
+		more = pwrite(fd, bits, sizeof(bits), offset) > 0;
+		unlock_hotplug();
 		offset += sizeof(bits);
+	}
 	close(fd);
 	usleep(random_below(2000000));
 	return 1;
@@ -1283,12 +1302,16 @@ static unsigned long scan_idle(void)
 static unsigned long take_offline(void)
 {
 	int nr, tries = 0;
+	bool offline;
 
 	sleep(1 + random_below(3));
 	do {
 		nr = random_below(64);
+		lock_hotplug();
 		errno = 0;
-		if (offline_block(nr)) {
+		offline = offline_block(nr);
+		unlock_hotplug();
+		if (offline) {
 			usleep(random_below(100000));
 			online_block(nr);
 			return 1;
