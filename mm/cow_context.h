@@ -273,7 +273,7 @@ bool rmap_walk_context(struct folio *folio, struct rmap_walk_control *rwc,
  * @swap_cache: Entries of pages in the swap cache.
  * @migrating: Entries of pages that are being migrated.
  * @ksm: Mappings of pages that KSM has merged.
- * @ksm_missed: Those of them that KSM would not find, as it has not scanned them yet.
+ * @ksm_missed: Those of them that KSM does not find until it has scanned them.
  * @walks: Walks from contexts to an mm that maps folios of theirs.
  * @wrong: What was not right.
  * @owners: The depths of the contexts whose folios the mm maps, one bit each.

@@ -10,8 +10,10 @@
  *    the VMA to this address;
  *  - a walk from the folio's context comes to the mm.
  *
- * KSM has its own list of where its folios are mapped, which it completes while it
- * scans: what is not in it yet is counted, and nothing wrong.
+ * KSM has its own list of where its folios are mapped.  A mapping that comes by fork
+ * or from swap is added by the next scan, and never if its VMA is not for KSM, but
+ * shares a folio with one that is: a folio cannot be unmapped then.  Those that a scan
+ * is to add are counted, and are nothing wrong.
  *
  * Writing to cow_context/check in debugfs starts a pass; it fails with EUCLEAN
  * if anything was wrong, which the log tells.  Reading tells what was looked at,
@@ -154,7 +156,7 @@ static void cow_check_ksm(struct cow_check *check, struct vm_area_struct *vma,
 
 	check->ksm++;
 	cow_check_offset(check, vma, addr, pgoff);
-	if (!folio_trylock(folio))
+	if (!(vma->vm_flags & VM_MERGEABLE) || !folio_trylock(folio))
 		return;
 	if (folio_test_ksm(folio) &&
 	    !ksm_walk_finds(folio, vma->vm_mm->cow_context, pgoff))

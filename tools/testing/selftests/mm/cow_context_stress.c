@@ -75,7 +75,9 @@
 #define COMMON_TAG	0x4000000000000000ULL
 #define NR_COMMON_TAGS	4
 
+#define OFFLINE_SECONDS	10
 #define CHECK		"/sys/kernel/debug/cow_context/check"
+#define KSM		"/sys/kernel/mm/ksm/"
 #define CGROUP		"/sys/fs/cgroup/cow_context_stress"
 
 #define MAX_WORKERS	256
@@ -1259,7 +1261,7 @@ static unsigned long merge(void)
 	static const char * const runs[] = { "1", "1", "1", "0", "2" };
 
 	usleep(random_below(2000000));
-	return write_setting("/sys/kernel/mm/ksm/run", runs[random_below(5)]);
+	return write_setting(KSM "run", runs[random_below(5)]);
 }
 
 /*
@@ -1299,17 +1301,26 @@ static unsigned long scan_idle(void)
 	return 1;
 }
 
+static void on_alarm(int signal)
+{
+}
+
+/* As long as a page there cannot be moved, the kernel tries again. */
 static unsigned long take_offline(void)
 {
+	struct sigaction action = { .sa_handler = on_alarm };
 	int nr, tries = 0;
 	bool offline;
 
+	sigaction(SIGALRM, &action, NULL);
 	sleep(1 + random_below(3));
 	do {
 		nr = random_below(64);
 		lock_hotplug();
 		errno = 0;
+		alarm(OFFLINE_SECONDS);
 		offline = offline_block(nr);
+		alarm(0);
 		unlock_hotplug();
 		if (offline) {
 			usleep(random_below(100000));
@@ -1404,9 +1415,9 @@ static const struct {
 	{ THP_SETTINGS "khugepaged/alloc_sleep_millisecs", "10" },
 	{ THP_SETTINGS "khugepaged/pages_to_scan", "65536" },
 	{ THP_SETTINGS "hugepages-2048kB/enabled", "madvise" },
-	{ "/sys/kernel/mm/ksm/pages_to_scan", "1000" },
-	{ "/sys/kernel/mm/ksm/sleep_millisecs", "5" },
-	{ "/sys/kernel/mm/ksm/run", "1" },
+	{ KSM "pages_to_scan", "1000" },
+	{ KSM "sleep_millisecs", "5" },
+	{ KSM "run", "1" },
 	{ "/proc/sys/kernel/numa_balancing", "1" },
 	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms", "100" },
 	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms", "1000" },
@@ -1502,7 +1513,7 @@ static void tune(void)
 
 static void restore(void)
 {
-	write_setting("/sys/kernel/mm/ksm/run", "2");
+	write_setting(KSM "run", "2");
 	put_back();
 	leave_cgroup();
 }
@@ -1550,6 +1561,53 @@ static void watch(void)
 	}
 }
 
+/* What the check has counted, 0 if there is none */
+static unsigned long checked(const char *what)
+{
+	FILE *check = fopen(CHECK, "r");
+	unsigned long value, found = 0;
+	char name[32];
+
+	while (check && fscanf(check, "%31s %lu%*[^\n]", name, &value) == 2)
+		if (!strcmp(name, what))
+			found = value;
+	if (check)
+		fclose(check);
+	return found;
+}
+
+static unsigned long ksm_scans(void)
+{
+	char scans[32];
+
+	return read_file(KSM "full_scans", scans, sizeof(scans)) ? strtoul(scans, NULL, 0) : 0;
+}
+
+/*
+ * What KSM's list does not have, its next scan finds.  As pages still come from swap and
+ * go there, a mapping may have come to be since.
+ */
+static void check_ksm(int fd)
+{
+	for (int tries = 0; checked("ksm_missed") && !stopped(); tries++) {
+		unsigned long scans = ksm_scans(), missed = checked("ksm_missed");
+
+		for (int i = 0; ksm_scans() < scans + 2 && i < 100; i++) {
+			write_setting(KSM "run", "1");
+			usleep(100000);
+		}
+		/* It may be kept from it, by memory that goes offline. */
+		if (ksm_scans() < scans + 2)
+			return;
+		if (tries == 10) {
+			fail("KSM does not find %lu mappings of its pages", missed);
+			return;
+		}
+		if (write(fd, "1", 1) != 1)
+			fail("the kernel's check: %s", strerror(errno));
+	}
+}
+
 /* Between rounds, when no worker does anything, or comes or goes */
 static void check_round(void)
 {
@@ -1573,6 +1631,7 @@ static void check_round(void)
 	}
 	if (write(fd, "1", 1) != 1)
 		fail("the kernel's check: %s", strerror(errno));
+	check_ksm(fd);
 	count(&shared->checks, 1);
 	close(fd);
 	__atomic_store_n(&shared->pause, false, __ATOMIC_RELEASE);
