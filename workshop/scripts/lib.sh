@@ -43,6 +43,8 @@ export KBUILD_BUILD_TIMESTAMP='1970-01-01' KBUILD_BUILD_USER=user KBUILD_BUILD_H
 # shellcheck disable=SC2034
 slab_debug=slab_debug=F,cow_context,cow_moved,mm_struct
 [[ ${CONFIG:-default} != debug ]] || slab_debug="${slab_debug/=F,/=FZPU,} page_poison=1"
+# Huge pages of 512M want more memory.
+[[ ${CONFIG:-default} != 64k ]] || export GUEST_GIB=${GUEST_GIB:-12}
 
 # What git bisect run tells those that it runs is about one of several trees.
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX
