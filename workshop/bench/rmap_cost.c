@@ -140,13 +140,13 @@ static uint64_t pfn_of(const char *p)
 }
 
 /* Marking a page idle is a walk over its mappings, and little else. */
-static long walk(uint64_t pfn)
+static long walk(uint64_t pfn, int rounds)
 {
 	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 	uint64_t bit = 1ULL << pfn % 64, seen;
 	long best = LONG_MAX;
 
-	for (int i = 0; i < ROUNDS; i++) {
+	for (int i = 0; i < rounds; i++) {
 		long start = now();
 
 		if (pwrite(fd, &bit, 8, pfn / 64 * 8) != 8)
@@ -234,9 +234,9 @@ static void walks(int nr_children)
 	drain_lru();
 
 	snprintf(what, sizeof(what), "walk, %d children share the page", nr_children);
-	print(what, walk(pfn_of(p)));
+	print(what, walk(pfn_of(p), ROUNDS));
 	snprintf(what, sizeof(what), "walk, %d children have copies", nr_children);
-	print(what, walk(pfn_of(p + PAGE)));
+	print(what, walk(pfn_of(p + PAGE), ROUNDS));
 	snprintf(what, sizeof(what), "migration, %d children have copies", nr_children);
 	print(what, migrate(p + PAGE));
 	snprintf(what, sizeof(what), "split, %d children share the huge page", nr_children);
@@ -250,6 +250,57 @@ static void walks(int nr_children)
 	close(up[1]);
 	munmap(room, 2 * HUGE);
 	munmap(p, 2 * PAGE);
+}
+
+/* Of many VMAs each child keeps one, and the parent none: most in the tree have nothing. */
+static void kept_by_one(void)
+{
+	char *p = map(NR), c;
+	uint64_t pfns[ROUNDS];
+	long first = LONG_MAX, again = LONG_MAX;
+	pid_t pids[NR];
+	int up[2];
+
+	for (int i = 0; i < NR; i += 2)
+		mprotect(p + i * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+	touch(p, 0);
+	if (pipe(up))
+		err(1, "pipe");
+	for (int i = 0; i < NR; i++) {
+		pids[i] = fork();
+		if (pids[i] < 0)
+			err(1, "fork");
+		if (!pids[i]) {
+			if (i)
+				munmap(p, i * PAGE);
+			if (i < NR - 1)
+				munmap(p + (i + 1) * PAGE, (NR - 1 - i) * PAGE);
+			if (write(up[1], "", 1) != 1)
+				err(1, "write");
+			pause();
+			_exit(0);
+		}
+		if (read(up[0], &c, 1) != 1)
+			err(1, "read");
+	}
+	for (int i = 0; i < ROUNDS; i++)
+		pfns[i] = pfn_of(p + i * (NR / ROUNDS) * PAGE);
+	munmap(p, NR * PAGE);
+	drain_lru();
+
+	for (int i = 0; i < ROUNDS; i++)
+		keep_best(&first, walk(pfns[i], 1));
+	for (int i = 0; i < ROUNDS; i++)
+		keep_best(&again, walk(pfns[i], 1));
+	print("walk, each child keeps a VMA of 1000", first);
+	print("walk, each child keeps a VMA, again", again);
+
+	for (int i = 0; i < NR; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+	close(up[0]);
+	close(up[1]);
 }
 
 static long exec(void)
@@ -326,5 +377,6 @@ int main(int argc, char **argv)
 	walks(100);
 	walks(300);
 	walks(NR);
+	kept_by_one();
 	return 0;
 }
