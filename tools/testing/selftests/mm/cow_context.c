@@ -1485,6 +1485,8 @@ static bool merge(struct family *family)
 	int tries;
 
 	change_number("/sys/kernel/mm/ksm/pages_to_scan", 1000);
+	/* It could look at each of two pages in scans of its own, for ever. */
+	change_number("/sys/kernel/mm/ksm/smart_scan", 0);
 	for (tries = 0; tries < 20 && !merged; tries++) {
 		if (ksm_start())
 			return false;
