@@ -53,6 +53,16 @@ static char *map(long nr_pages)
 	return p;
 }
 
+/* VMAs of one page each: what differs in protection does not merge. */
+static char *map_apart(void)
+{
+	char *p = map(NR);
+
+	for (int i = 0; i < NR; i += 2)
+		mprotect(p + i * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+	return p;
+}
+
 static void touch(char *p, int first)
 {
 	for (int i = first; i < NR; i++)
@@ -203,25 +213,20 @@ static long split(char *p)
 	return now() - start;
 }
 
-static void walks(int nr_children)
+/* Children that each do something to the memory, and then wait until they are ended */
+static void start_children(pid_t *pids, int nr, void (*begin)(char *p, int i), char *p)
 {
-	char *room = map(2 * HUGE / PAGE), *p = map(2), what[96], c;
-	char *huge = (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
-	pid_t pids[NR];
 	int up[2];
+	char c;
 
-	if (madvise(huge, HUGE, MADV_HUGEPAGE))
-		err(1, "madvise");
-	/* The second page is this process's own again. */
-	huge[0] = p[0] = p[PAGE] = 1;
 	if (pipe(up))
 		err(1, "pipe");
-	for (int i = 0; i < nr_children; i++) {
+	for (int i = 0; i < nr; i++) {
 		pids[i] = fork();
 		if (pids[i] < 0)
 			err(1, "fork");
 		if (!pids[i]) {
-			p[PAGE] = 2;
+			begin(p, i);
 			if (write(up[1], "", 1) != 1)
 				err(1, "write");
 			pause();
@@ -230,6 +235,34 @@ static void walks(int nr_children)
 		if (read(up[0], &c, 1) != 1)
 			err(1, "read");
 	}
+	close(up[0]);
+	close(up[1]);
+}
+
+static void end_children(const pid_t *pids, int nr)
+{
+	for (int i = 0; i < nr; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+}
+
+static void copy_second(char *p, int i)
+{
+	p[PAGE] = 2;
+}
+
+static void walks(int nr_children)
+{
+	char *room = map(2 * HUGE / PAGE), *p = map(2), what[96];
+	char *huge = (char *)(((uintptr_t)room + HUGE - 1) & -HUGE);
+	pid_t pids[NR];
+
+	if (madvise(huge, HUGE, MADV_HUGEPAGE))
+		err(1, "madvise");
+	/* The second page is this process's own again. */
+	huge[0] = p[0] = p[PAGE] = 1;
+	start_children(pids, nr_children, copy_second, p);
 	p[PAGE] = 3;
 	drain_lru();
 
@@ -242,47 +275,29 @@ static void walks(int nr_children)
 	snprintf(what, sizeof(what), "split, %d children share the huge page", nr_children);
 	print(what, split(huge));
 
-	for (int i = 0; i < nr_children; i++) {
-		kill(pids[i], SIGKILL);
-		waitpid(pids[i], NULL, 0);
-	}
-	close(up[0]);
-	close(up[1]);
+	end_children(pids, nr_children);
 	munmap(room, 2 * HUGE);
 	munmap(p, 2 * PAGE);
+}
+
+static void keep_one(char *p, int i)
+{
+	if (i)
+		munmap(p, i * PAGE);
+	if (i < NR - 1)
+		munmap(p + (i + 1) * PAGE, (NR - 1 - i) * PAGE);
 }
 
 /* Of many VMAs each child keeps one, and the parent none: most in the tree have nothing. */
 static void kept_by_one(void)
 {
-	char *p = map(NR), c;
-	uint64_t pfns[ROUNDS];
 	long first = LONG_MAX, again = LONG_MAX;
+	char *p = map_apart();
+	uint64_t pfns[ROUNDS];
 	pid_t pids[NR];
-	int up[2];
 
-	for (int i = 0; i < NR; i += 2)
-		mprotect(p + i * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
 	touch(p, 0);
-	if (pipe(up))
-		err(1, "pipe");
-	for (int i = 0; i < NR; i++) {
-		pids[i] = fork();
-		if (pids[i] < 0)
-			err(1, "fork");
-		if (!pids[i]) {
-			if (i)
-				munmap(p, i * PAGE);
-			if (i < NR - 1)
-				munmap(p + (i + 1) * PAGE, (NR - 1 - i) * PAGE);
-			if (write(up[1], "", 1) != 1)
-				err(1, "write");
-			pause();
-			_exit(0);
-		}
-		if (read(up[0], &c, 1) != 1)
-			err(1, "read");
-	}
+	start_children(pids, NR, keep_one, p);
 	for (int i = 0; i < ROUNDS; i++)
 		pfns[i] = pfn_of(p + i * (NR / ROUNDS) * PAGE);
 	munmap(p, NR * PAGE);
@@ -294,13 +309,7 @@ static void kept_by_one(void)
 		keep_best(&again, walk(pfns[i], 1));
 	print("walk, each child keeps a VMA of 1000", first);
 	print("walk, each child keeps a VMA, again", again);
-
-	for (int i = 0; i < NR; i++) {
-		kill(pids[i], SIGKILL);
-		waitpid(pids[i], NULL, 0);
-	}
-	close(up[0]);
-	close(up[1]);
+	end_children(pids, NR);
 }
 
 static long exec(void)
@@ -358,10 +367,7 @@ int main(int argc, char **argv)
 	}
 	print("map, mprotect, touch and unmap", (now() - start) / NR);
 
-	/* Of one page each: what differs in protection does not merge. */
-	p = map(NR);
-	for (int i = 0; i < NR; i += 2)
-		mprotect(p + i * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+	p = map_apart();
 	p[0] = 1;
 	start = now();
 	touch(p, 1);
