@@ -647,7 +647,7 @@ static int move_to(struct mapper *mapper, int units, size_t unit, int node)
 /* Does the kernel's own check find nothing wrong, if it has one? */
 static bool check_passes(void)
 {
-	int fd = open("/sys/kernel/debug/cow_context/check", O_WRONLY);
+	int fd = open(COW_CHECK, O_WRONLY);
 	bool passes;
 
 	/* Who has built a kernel with it says so. */
@@ -656,22 +656,6 @@ static bool check_passes(void)
 	passes = write(fd, "1", 1) == 1;
 	close(fd);
 	return passes;
-}
-
-/* What the kernel's own check has counted when it was last run, -1 if it has none */
-static long checked(const char *what)
-{
-	FILE *check = fopen("/sys/kernel/debug/cow_context/check", "r");
-	char name[32];
-	long value, found = -1;
-
-	if (!check)
-		return -1;
-	while (fscanf(check, "%31s %ld%*[^\n]", name, &value) == 2)
-		if (!strcmp(name, what))
-			found = value;
-	fclose(check);
-	return found;
 }
 
 /* Each mapping is found from each process, and the memory is what it was */
@@ -2582,7 +2566,7 @@ FIXTURE_TEARDOWN(load)
 	EXPECT_TRUE(check_passes());
 	TH_LOG("%lu pages moved, %d of them in %.2f s at most", mover->moved, mover->units,
 	       mover->longest);
-	check = fopen("/sys/kernel/debug/cow_context/check", "r");
+	check = fopen(COW_CHECK, "r");
 	while (check && fgets(line, sizeof(line), check))
 		if (!strncmp(line, "longest", 7))
 			TH_LOG("since the kernel began, %s", strtok(line, "\n"));

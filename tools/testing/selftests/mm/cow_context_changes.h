@@ -39,6 +39,8 @@
 #define MADV_SOFT_OFFLINE	101
 #endif
 
+#define COW_CHECK	"/sys/kernel/debug/cow_context/check"
+
 struct changes {
 	pid_t owner;	/* who puts it back in the end */
 	pid_t group;	/* of the processes that change something */
@@ -76,6 +78,22 @@ static inline bool read_setting(const char *path, char *value, size_t size)
 		end = strchrnul(text, '\n');
 	*end = 0;
 	return (size_t)snprintf(value, size, "%s", begin) < size;
+}
+
+/* What the kernel's own check has counted when it was last run, -1 if it has none */
+static inline long checked(const char *what)
+{
+	FILE *check = fopen(COW_CHECK, "r");
+	char name[32];
+	long value, found = -1;
+
+	if (!check)
+		return -1;
+	while (fscanf(check, "%31s %ld%*[^\n]", name, &value) == 2)
+		if (!strcmp(name, what))
+			found = value;
+	fclose(check);
+	return found;
 }
 
 static inline bool write_setting(const char *path, const char *value)

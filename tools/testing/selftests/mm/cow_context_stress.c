@@ -76,7 +76,6 @@
 #define NR_COMMON_TAGS	4
 
 #define OFFLINE_SECONDS	10
-#define CHECK		"/sys/kernel/debug/cow_context/check"
 #define KSM		"/sys/kernel/mm/ksm/"
 #define CGROUP		"/sys/fs/cgroup/cow_context_stress"
 
@@ -1561,21 +1560,6 @@ static void watch(void)
 	}
 }
 
-/* What the check has counted, 0 if there is none */
-static unsigned long checked(const char *what)
-{
-	FILE *check = fopen(CHECK, "r");
-	unsigned long value, found = 0;
-	char name[32];
-
-	while (check && fscanf(check, "%31s %lu%*[^\n]", name, &value) == 2)
-		if (!strcmp(name, what))
-			found = value;
-	if (check)
-		fclose(check);
-	return found;
-}
-
 static unsigned long ksm_scans(void)
 {
 	char scans[32];
@@ -1589,8 +1573,9 @@ static unsigned long ksm_scans(void)
  */
 static void check_ksm(int fd)
 {
-	for (int tries = 0; checked("ksm_missed") && !stopped(); tries++) {
-		unsigned long scans = ksm_scans(), missed = checked("ksm_missed");
+	for (int tries = 0; checked("ksm_missed") > 0 && !stopped(); tries++) {
+		unsigned long scans = ksm_scans();
+		long missed = checked("ksm_missed");
 
 		for (int i = 0; ksm_scans() < scans + 2 && i < 100; i++) {
 			write_setting(KSM "run", "1");
@@ -1600,7 +1585,7 @@ static void check_ksm(int fd)
 		if (ksm_scans() < scans + 2)
 			return;
 		if (tries == 10) {
-			fail("KSM does not find %lu mappings of its pages", missed);
+			fail("KSM does not find %ld mappings of its pages", missed);
 			return;
 		}
 		if (write(fd, "1", 1) != 1)
@@ -1611,13 +1596,13 @@ static void check_ksm(int fd)
 /* Between rounds, when no worker does anything, or comes or goes */
 static void check_round(void)
 {
-	int fd = open(CHECK, O_WRONLY);
+	int fd = open(COW_CHECK, O_WRONLY);
 	bool waits = true;
 
 	if (fd < 0) {
 		/* Who has built a kernel with it says so. */
 		if (getenv("COW_CONTEXT_CHECK"))
-			fail("%s: %s", CHECK, strerror(errno));
+			fail("%s: %s", COW_CHECK, strerror(errno));
 		return;
 	}
 	__atomic_store_n(&shared->pause, true, __ATOMIC_RELEASE);
@@ -1673,9 +1658,12 @@ static void make_files(void)
 	map_shared();
 }
 
+/* What the kernel does seldom, and has done in a run that is to say something of it */
+static const char * const rare[] = { "widened", "narrowed", "sole_mappings" };
+
 static void print_counts(void)
 {
-	FILE *check = fopen(CHECK, "r");
+	FILE *check = fopen(COW_CHECK, "r");
 	char line[128];
 
 	ksft_print_msg("read %lu times, written %lu times, %lu forks, %d workers, %lu checks\n",
@@ -1855,6 +1843,9 @@ int main(int argc, char **argv)
 		if (!shared->disturbed[i] && chosen & 1UL << i &&
 		    !(shared->refused && disturbers[i].run == take_offline))
 			fail("nothing was ever %s", disturbers[i].name);
+	for (unsigned int i = 0; i < ARRAY_SIZE(rare) && seconds >= 300 && chosen == -1UL; i++)
+		if (!checked(rare[i]))
+			fail("%s is still 0", rare[i]);
 	if (warnings() != old_warnings)
 		fail("the kernel has warned");
 	print_counts();
