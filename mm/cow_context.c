@@ -561,7 +561,7 @@ void __vma_set_anon(struct vm_area_struct *vma)
 
 /**
  * cow_moved_prealloc() - Get what a VMA will need in the index.
- * @vma: A VMA that will have anonymous memory, with its range and offsets.
+ * @vma: A VMA that can have anonymous memory, with its range and offsets.
  * @movedp: Where to store it: NULL if nothing is needed.
  *
  * Context: May sleep, and enter reclaim.
@@ -667,7 +667,7 @@ void cow_index_del(struct vm_area_struct *vma)
  * cow_index_make_moved() - Prepare a VMA for offsets that differ from its address.
  * @vma: A VMA.
  *
- * Elsewhere a moved VMA is a new one.  Only exec moves one in place.
+ * Elsewhere such a VMA has no page table entry.  Only exec moves one in place.
  *
  * Context: mmap_lock held for write.  Takes context->rwsem.
  * Return: 0 or -ENOMEM.
@@ -724,6 +724,55 @@ void cow_index_post_update(struct vm_area_struct *vma)
 		cow_moved_tree_insert(moved, &context->moved);
 	else
 		VM_WARN_ON_ONCE_VMA(vma->vm_cow && !vma_anon_at_home(vma), vma);
+}
+
+/**
+ * cow_index_is_free() - Has no moved VMA any of these offsets?
+ * @context: The context of the mm.
+ * @first: First anonymous page offset.
+ * @pages: How many.
+ *
+ * Context: mmap_lock held for write.
+ * Return: false also for what is no range of offsets.
+ */
+bool cow_index_is_free(struct cow_context *context, pgoff_t first,
+		       unsigned long pages)
+{
+	const pgoff_t last = first + pages - 1;
+
+	mmap_assert_write_locked(context->mm);
+	return last >= first &&
+	       !cow_moved_tree_iter_first(&context->moved, first, last);
+}
+
+/**
+ * cow_index_new_pgoff() - Choose the offsets of a VMA without anonymous memory.
+ * @context: The context of the mm.
+ * @home: The offset that its address gives.
+ * @pages: How many it needs.
+ *
+ * Two VMAs with the same offsets would do no harm but that each walk for a folio
+ * of one looks into the other.
+ *
+ * Context: mmap_lock held for write.
+ * Return: @home, if no moved VMA has any of those offsets, else @home in a plane
+ *	   where none has.  If that is not found soon, it is @home after all.
+ */
+pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
+			    unsigned long pages)
+{
+	const struct rb_node *top = context->moved.rb_root.rb_node;
+	pgoff_t plane;
+
+	if (likely(cow_index_is_free(context, home, pages)) || !top)
+		return home;
+
+	/* It is the highest that is in use, or the next one, unless that wraps. */
+	plane = rb_entry(top, struct cow_moved, rb)->subtree_last & -COW_PLANE;
+	for (int i = 0; i < 64; i++, plane += COW_PLANE)
+		if (cow_index_is_free(context, home + plane, pages))
+			return home + plane;
+	return home;
 }
 
 /**

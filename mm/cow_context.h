@@ -5,7 +5,7 @@
 #include <linux/cow_context.h>
 #include <linux/list.h>
 #include <linux/maple_tree.h>
-#include <linux/mm_types.h>
+#include <linux/mm.h>
 #include <linux/rbtree.h>
 #include <linux/rcupdate.h>
 #include <linux/refcount.h>
@@ -16,8 +16,15 @@
 /* The deepest generation of a fork tree whose contexts own folios. */
 #define COW_CONTEXT_MAX_DEPTH	32
 
+/*
+ * What is mapped where a moved VMA was has the anonymous page offset of its address
+ * plus a multiple of this, so that what is mapped beside it can go on from there.  Few
+ * addresses give as much.
+ */
+#define COW_PLANE	(1UL << ((IS_ENABLED(CONFIG_64BIT) ? 57 : 32) - PAGE_SHIFT))
+
 /**
- * struct cow_moved - a VMA that was moved after its memory was faulted in
+ * struct cow_moved - a VMA with anonymous page offsets that are not its address
  * @rb: Node in context->moved, by anonymous page offset.
  * @subtree_last: Last page offset below @rb.
  * @vma: The VMA.
@@ -230,6 +237,21 @@ void cow_index_enter(struct vm_area_struct *vma, struct cow_moved *moved);
 void cow_index_del(struct vm_area_struct *vma);
 void cow_index_pre_update(struct vm_area_struct *vma);
 void cow_index_post_update(struct vm_area_struct *vma);
+bool cow_index_is_free(struct cow_context *context, pgoff_t first,
+		       unsigned long pages);
+pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
+			    unsigned long pages);
+
+/*
+ * By how much the anonymous page offsets of a VMA are above its address because that
+ * was taken when it was mapped; 0 if it is somewhere else now.
+ */
+static inline pgoff_t vma_plane(const struct vm_area_struct *vma)
+{
+	const pgoff_t delta = vma_start_anon_pgoff(vma) - (vma->vm_start >> PAGE_SHIFT);
+
+	return delta & (COW_PLANE - 1) ? 0 : delta;
+}
 void cow_context_set_unmapping(struct cow_context *context,
 			       const struct cow_unmapping *unmapping);
 
@@ -275,6 +297,10 @@ bool rmap_walk_context(struct folio *folio, struct rmap_walk_control *rwc,
  * @ksm: Mappings of pages that KSM has merged.
  * @ksm_missed: Those of them that KSM does not find until it has scanned them.
  * @walks: Walks from contexts to an mm that maps folios of theirs.
+ * @moved: VMAs whose anonymous page offsets are not their addresses.
+ * @planes: Those of them that are where they were mapped, as a moved one had been.
+ * @overlaps: For how many of these another VMA of the mm has some of the same
+ *	      offsets, which makes walks slow, not wrong.
  * @wrong: What was not right.
  * @owners: The depths of the contexts whose folios the mm maps, one bit each.
  * @quiet: Print nothing.
@@ -287,6 +313,9 @@ struct cow_check {
 	unsigned long	ksm;
 	unsigned long	ksm_missed;
 	unsigned long	walks;
+	unsigned long	moved;
+	unsigned long	planes;
+	unsigned long	overlaps;
 	unsigned long	wrong;
 	u64		owners;
 	bool		quiet;

@@ -355,6 +355,36 @@ static bool cow_check_visits(struct cow_context *top,
 	return pos;
 }
 
+/*
+ * Most VMAs share their offsets with no other one of the mm.  Not all: one that is
+ * made longer when it has memory goes on from the offsets it has.
+ */
+static void cow_check_overlaps(struct cow_check *check, struct mm_struct *mm)
+{
+	VMA_ITERATOR(vmi, mm, 0);
+	struct cow_context *context = mm->cow_context;
+	const struct vm_area_struct *found;
+	struct vm_area_struct *vma;
+
+	down_read(&context->rwsem);
+	for_each_vma(vmi, vma) {
+		DEFINE_COW_VMA_ITER(iter, context, vma_start_anon_pgoff(vma),
+				    vma_last_anon_pgoff(vma));
+
+		if (!vma_is_moved(vma))
+			continue;
+		check->moved++;
+		if (vma_plane(vma))
+			check->planes++;
+		found = cow_vma_iter_next(&iter);
+		if (found == vma)
+			found = cow_vma_iter_next(&iter);
+		if (found)
+			check->overlaps++;
+	}
+	up_read(&context->rwsem);
+}
+
 /**
  * cow_check_mm() - Check the anonymous memory of an mm.
  * @check: What was found until now, which this adds to.
@@ -371,6 +401,7 @@ int cow_check_mm(struct cow_check *check, struct mm_struct *mm)
 		return -EINTR;
 
 	check->mms++;
+	cow_check_overlaps(check, mm);
 	check->owners = 0;
 	walk_page_range(mm, 0, mm->task_size, &cow_check_ops, check);
 
@@ -465,6 +496,9 @@ static int cow_check_show(struct seq_file *seq, void *unused)
 	seq_printf(seq, "ksm\t\t%lu\n", check.ksm);
 	seq_printf(seq, "ksm_missed\t%lu\n", check.ksm_missed);
 	seq_printf(seq, "walks\t\t%lu\n", check.walks);
+	seq_printf(seq, "moved\t\t%lu\n", check.moved);
+	seq_printf(seq, "planes\t\t%lu\n", check.planes);
+	seq_printf(seq, "overlaps\t%lu\n", check.overlaps);
 	seq_printf(seq, "wrong\t\t%lu\n", check.wrong);
 	seq_printf(seq, "all_walks\t%lld\n", atomic64_read(&nr_walks));
 	seq_printf(seq, "gated_walks\t%lld\n", atomic64_read(&nr_gated));

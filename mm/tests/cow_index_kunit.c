@@ -1323,11 +1323,53 @@ static void cow_index_hugetlb(struct kunit *test)
 }
 #endif
 
+/* What is mapped where a moved VMA was gets offsets that no other has. */
+static pgoff_t new_pgoff(struct test_mm *tm, pgoff_t home, unsigned long nr)
+{
+	pgoff_t pgoff;
+
+	mmap_write_lock(tm->mm);
+	pgoff = cow_index_new_pgoff(tm->context, home, nr);
+	mmap_write_unlock(tm->mm);
+	return pgoff;
+}
+
+static void cow_index_new_offsets(struct kunit *test)
+{
+	struct test_mm *tm = test_mm_init(test);
+
+	draw(tm, "aaBBBccDDEEEEFF");
+	/* As long as nothing was moved, they are those of the address. */
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 2, 3), 2);
+
+	move(tm, 'B', 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2), 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 105, 2), 105);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 3), COW_PLANE + 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1), COW_PLANE + 104);
+
+	/* The same plane does for others, as long as they are elsewhere. */
+	move(tm, 'D', COW_PLANE + 103);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 1), COW_PLANE + 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 2), 2 * COW_PLANE + 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2), 100);
+
+	/* Above the last plane is the first. */
+	move(tm, 'E', -COW_PLANE + 101);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 1), 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 1), COW_PLANE + 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1), 2 * COW_PLANE + 104);
+	leave(tm, 'E');
+	leave(tm, 'B');
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1), 104);
+}
+
 static struct kunit_case cow_index_test_cases[] = {
 	KUNIT_CASE(cow_index_unmoved),
 	KUNIT_CASE(cow_index_far_offsets),
 	KUNIT_CASE(cow_index_prealloc),
 	KUNIT_CASE(cow_index_moved),
+	KUNIT_CASE(cow_index_new_offsets),
 	KUNIT_CASE(cow_index_stale_foreign),
 	KUNIT_CASE(cow_index_stale_elsewhere),
 	KUNIT_CASE(cow_index_stale_moved),

@@ -122,6 +122,7 @@ static struct shared {
 	unsigned long done[MAX_COUNTS];		/* by operation */
 	unsigned long disturbed[MAX_COUNTS];	/* by disturber */
 	unsigned long reads, writes, forks, checks, injected, killed;
+	unsigned long planes;			/* mappings with offsets of their own */
 	unsigned long refused;			/* to take memory offline */
 	struct changes changes;
 	pid_t main;
@@ -1618,6 +1619,7 @@ static void check_round(void)
 		fail("the kernel's check: %s", strerror(errno));
 	check_ksm(fd);
 	count(&shared->checks, 1);
+	count(&shared->planes, checked("planes"));
 	close(fd);
 	__atomic_store_n(&shared->pause, false, __ATOMIC_RELEASE);
 }
@@ -1669,6 +1671,7 @@ static void print_counts(void)
 	ksft_print_msg("read %lu times, written %lu times, %lu forks, %d workers, %lu checks\n",
 		       shared->reads, shared->writes, shared->forks, shared->serial,
 		       shared->checks);
+	ksft_print_msg("the checks saw %lu mappings with offsets of their own\n", shared->planes);
 	if (shared->injects)
 		ksft_print_msg("up to %lu allocations failed\n", shared->injected);
 	for (unsigned int i = 0; i < ARRAY_SIZE(operations); i++)
@@ -1846,6 +1849,8 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < ARRAY_SIZE(rare) && seconds >= 300 && chosen == -1UL; i++)
 		if (!checked(rare[i]))
 			fail("%s is still 0", rare[i]);
+	if (!shared->planes && shared->checks && seconds >= 300 && chosen == -1UL)
+		fail("no mapping got offsets of its own");
 	if (warnings() != old_warnings)
 		fail("the kernel has warned");
 	print_counts();
