@@ -14,7 +14,7 @@ scripts := run try test tree export check kernel kunit vma-tests selftests shell
 .NOTPARALLEL:
 
 help:
-	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/p' README.md | expand -t 32
+	@sed -n 's/^| `make \(.*\)` | \(.*\) |$$/make \1\t\2/; t found; d; : found; s/\\|/|/g; p' README.md | expand -t 32
 
 $(scripts):
 	@workshop/scripts/$@

@@ -27,8 +27,9 @@ arm64)
 	boot_image=arch/arm64/boot/Image emulator=qemu-system-aarch64:qemu-system-arm
 	multiarch=aarch64-linux-gnu cross=$multiarch- sysroot=$build/debian-arm64 suffix=-arm64
 	;;
-*) printf "error: no such architecture: '%s' (ARCH=x86_64 or ARCH=arm64)\n" "$ARCH" >&2; exit 1 ;;
+*) printf "error: no such architecture: '%s' (ARCH=x86_64 or ARCH=arm64)\n" "$ARCH" >&2; exit 2 ;;
 esac
+[[ $(uname -m) == x86_64 ]] || { echo "error: this workshop is for x86-64 machines; others are emulated on them" >&2; exit 2; }
 # shellcheck disable=SC2034 # the scripts use them
 image=$build/image$suffix headers=$build/obj/headers$suffix compiler="ccache ${cross}gcc"
 
