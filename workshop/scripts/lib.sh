@@ -104,12 +104,16 @@ need()
 		die "missing here, install them first: ${missing[*]}"
 	fi
 	export DEBIAN_FRONTEND=noninteractive
-	if [[ ! -e $build/.apt-updated ]]; then
-		logged apt.log "apt-get update" apt-get update
-		touch "$build/.apt-updated"
-	fi
-	logged apt.log "installing ${missing[*]}" \
-		apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+	# apt-get update does not wait for another one.
+	(
+		flock 9
+		if [[ ! -e $build/.apt-updated ]]; then
+			logged apt.log "apt-get update" apt-get update
+			touch "$build/.apt-updated"
+		fi
+		logged apt.log "installing ${missing[*]}" \
+			apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+	) 9>"$build/.apt-lock"
 }
 
 need_build()
