@@ -727,22 +727,31 @@ void cow_index_post_update(struct vm_area_struct *vma)
 }
 
 /**
- * cow_index_is_free() - Has no moved VMA any of these offsets?
+ * cow_index_count() - How many moved VMAs have some of these offsets?
  * @context: The context of the mm.
  * @first: First anonymous page offset.
  * @pages: How many.
+ * @max: Where to stop.
  *
  * Context: mmap_lock held for write.
- * Return: false also for what is no range of offsets.
+ * Return: Their number, or @max if there are more, or if this is no range.
  */
-bool cow_index_is_free(struct cow_context *context, pgoff_t first,
-		       unsigned long pages)
+unsigned int cow_index_count(struct cow_context *context, pgoff_t first,
+			     unsigned long pages, unsigned int max)
 {
 	const pgoff_t last = first + pages - 1;
+	struct cow_moved *moved;
+	unsigned int nr = 0;
 
 	mmap_assert_write_locked(context->mm);
-	return last >= first &&
-	       !cow_moved_tree_iter_first(&context->moved, first, last);
+	if (last < first)
+		return max;
+
+	for (moved = cow_moved_tree_iter_first(&context->moved, first, last);
+	     moved && nr < max;
+	     moved = cow_moved_tree_iter_next(moved, first, last))
+		nr++;
+	return nr;
 }
 
 /**
@@ -764,13 +773,13 @@ pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
 	const struct rb_node *top = context->moved.rb_root.rb_node;
 	pgoff_t plane;
 
-	if (likely(cow_index_is_free(context, home, pages)) || !top)
+	if (!top || likely(!cow_index_count(context, home, pages, 1)))
 		return home;
 
 	/* It is the highest that is in use, or the next one, unless that wraps. */
 	plane = rb_entry(top, struct cow_moved, rb)->subtree_last & -COW_PLANE;
 	for (int i = 0; i < 64; i++, plane += COW_PLANE)
-		if (cow_index_is_free(context, home + plane, pages))
+		if (!cow_index_count(context, home + plane, pages, 1))
 			return home + plane;
 	return home;
 }

@@ -23,6 +23,9 @@
  */
 #define COW_PLANE	(1UL << ((IS_ENABLED(CONFIG_64BIT) ? 57 : 32) - PAGE_SHIFT))
 
+/* So many moved VMAs may have the same offsets for what is mapped there to merge. */
+#define COW_SHARED	4
+
 /**
  * struct cow_moved - a VMA with anonymous page offsets that are not its address
  * @rb: Node in context->moved, by anonymous page offset.
@@ -237,8 +240,8 @@ void cow_index_enter(struct vm_area_struct *vma, struct cow_moved *moved);
 void cow_index_del(struct vm_area_struct *vma);
 void cow_index_pre_update(struct vm_area_struct *vma);
 void cow_index_post_update(struct vm_area_struct *vma);
-bool cow_index_is_free(struct cow_context *context, pgoff_t first,
-		       unsigned long pages);
+unsigned int cow_index_count(struct cow_context *context, pgoff_t first,
+			     unsigned long pages, unsigned int max);
 pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
 			    unsigned long pages);
 
@@ -299,8 +302,8 @@ bool rmap_walk_context(struct folio *folio, struct rmap_walk_control *rwc,
  * @walks: Walks from contexts to an mm that maps folios of theirs.
  * @moved: VMAs whose anonymous page offsets are not their addresses.
  * @planes: Those of them that are where they were mapped, as a moved one had been.
- * @overlaps: For how many of these another VMA of the mm has some of the same
- *	      offsets, which makes walks slow, not wrong.
+ * @overlaps: With how many other VMAs of its mm one of these shares offsets, at
+ *	      most; it makes walks slow, not wrong.
  * @wrong: What was not right.
  * @owners: The depths of the contexts whose folios the mm maps, one bit each.
  * @quiet: Print nothing.

@@ -363,24 +363,22 @@ static void cow_check_overlaps(struct cow_check *check, struct mm_struct *mm)
 {
 	VMA_ITERATOR(vmi, mm, 0);
 	struct cow_context *context = mm->cow_context;
-	const struct vm_area_struct *found;
-	struct vm_area_struct *vma;
+	struct vm_area_struct *vma, *found;
 
 	down_read(&context->rwsem);
 	for_each_vma(vmi, vma) {
 		DEFINE_COW_VMA_ITER(iter, context, vma_start_anon_pgoff(vma),
 				    vma_last_anon_pgoff(vma));
+		unsigned long others = 0;
 
 		if (!vma_is_moved(vma))
 			continue;
 		check->moved++;
 		if (vma_plane(vma))
 			check->planes++;
-		found = cow_vma_iter_next(&iter);
-		if (found == vma)
-			found = cow_vma_iter_next(&iter);
-		if (found)
-			check->overlaps++;
+		while ((found = cow_vma_iter_next(&iter)))
+			others += found != vma;
+		check->overlaps = max(check->overlaps, others);
 	}
 	up_read(&context->rwsem);
 }

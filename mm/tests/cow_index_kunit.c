@@ -1354,6 +1354,17 @@ static void cow_index_new_offsets(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 2), 2 * COW_PLANE + 102);
 	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2), 100);
 
+	/* How many have some of them is counted up to a limit. */
+	move(tm, 'F', 102);
+	mmap_write_lock(tm->mm);
+	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, 100, 2, 4), 0);
+	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, 100, 3, 4), 2);
+	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, 104, 9, 4), 1);
+	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, 100, 9, 1), 1);
+	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, -9UL, 10, 4), 4);
+	mmap_write_unlock(tm->mm);
+	leave(tm, 'F');
+
 	/* Above the last plane is the first. */
 	move(tm, 'E', -COW_PLANE + 101);
 	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 1), 100);
