@@ -255,6 +255,7 @@ static inline pgoff_t vma_plane(const struct vm_area_struct *vma)
 
 	return delta & (COW_PLANE - 1) ? 0 : delta;
 }
+
 void cow_context_set_unmapping(struct cow_context *context,
 			       const struct cow_unmapping *unmapping);
 

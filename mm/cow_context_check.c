@@ -355,10 +355,7 @@ static bool cow_check_visits(struct cow_context *top,
 	return pos;
 }
 
-/*
- * Most VMAs share their offsets with no other one of the mm.  Not all: one that is
- * made longer when it has memory goes on from the offsets it has.
- */
+/* Most VMAs share their offsets with no other one of the mm, but see cow_context.rst. */
 static void cow_check_overlaps(struct cow_check *check, struct mm_struct *mm)
 {
 	VMA_ITERATOR(vmi, mm, 0);

@@ -2697,17 +2697,14 @@ TEST_F_TIMEOUT(birth, of_a_stack, 60)
 /* Is a range one mapping? */
 static bool is_one_mapping(char *addr, size_t size)
 {
-	unsigned long start, end;
-	bool is_one = false;
-	char line[512];
-	FILE *maps = fopen("/proc/self/maps", "r");
+	struct procmap_fd procmap;
+	bool is_one;
 
-	while (maps && fgets(line, sizeof(line), maps))
-		if (sscanf(line, "%lx-%lx", &start, &end) == 2)
-			is_one |= start <= (unsigned long)addr &&
-				  end >= (unsigned long)addr + size;
-	if (maps)
-		fclose(maps);
+	if (open_self_procmap(&procmap))
+		return false;
+	is_one = find_vma_procmap(&procmap, addr) &&
+		 procmap.query.vma_end >= (unsigned long)addr + size;
+	close_procmap(&procmap);
 	return is_one;
 }
 
