@@ -41,6 +41,7 @@
 #include <linux/interval_tree_generic.h>
 #include <linux/mm.h>
 #include <linux/mmdebug.h>
+#include <linux/random.h>
 #include <linux/rculist.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
@@ -276,8 +277,9 @@ void mm_leave_cow_context(struct mm_struct *mm)
  * that owns folios thus is in the list for as long as there is a descendant, and
  * as what follows its subtree is not deeper than it (a sibling, or a sibling of
  * an ancestor), the end of its subtree is found although contexts below the
- * limit leave the list before those forked from them.  A walk from one of these
- * could see more than its own subtree, but no walk begins there.
+ * limit leave the list before those forked from them.  A walk from one of these,
+ * which KSM has pinned, may see more than its own subtree: what was forked from a
+ * sibling that has left.
  *
  * Context: Both mmap_locks held for write; no page table entry has been copied
  *	    yet.
@@ -759,29 +761,35 @@ unsigned int cow_index_count(struct cow_context *context, pgoff_t first,
  * @context: The context of the mm.
  * @home: The offset that its address gives.
  * @pages: How many it needs.
+ * @max: So many moved VMAs must not have some of the offsets at @home.
  *
  * Two VMAs with the same offsets would do no harm but that each walk for a folio
  * of one looks into the other.
  *
  * Context: mmap_lock held for write.
- * Return: @home, if no moved VMA has any of those offsets, else @home in a plane
- *	   where none has.  If that is not found soon, it is @home after all.
+ * Return: @home, if not as many as @max moved VMAs have some of those offsets, else
+ *	   @home in a plane where none has.  If that is not found soon, in any plane.
  */
 pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
-			    unsigned long pages)
+			    unsigned long pages, unsigned int max)
 {
+	/* Not the highest: an offset that is added to must not wrap. */
+	const pgoff_t planes = ULONG_MAX / COW_PLANE;
 	const struct rb_node *top = context->moved.rb_root.rb_node;
 	pgoff_t plane;
 
-	if (!top || likely(!cow_index_count(context, home, pages, 1)))
+	if (!top || likely(cow_index_count(context, home, pages, max) < max))
 		return home;
 
-	/* It is the highest that is in use, or the next one, unless that wraps. */
-	plane = rb_entry(top, struct cow_moved, rb)->subtree_last & -COW_PLANE;
-	for (int i = 0; i < 64; i++, plane += COW_PLANE)
-		if (!cow_index_count(context, home + plane, pages, 1))
-			return home + plane;
-	return home;
+	/* It is the highest that is in use, or the next one, unless there is none. */
+	plane = rb_entry(top, struct cow_moved, rb)->subtree_last / COW_PLANE;
+	for (int i = 0; i < 64; i++) {
+		const pgoff_t pgoff = home + (plane + i) % planes * COW_PLANE;
+
+		if (!cow_index_count(context, pgoff, pages, 1))
+			return pgoff;
+	}
+	return home + get_random_u32_below(planes) * COW_PLANE;
 }
 
 /**

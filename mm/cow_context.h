@@ -23,7 +23,7 @@
  */
 #define COW_PLANE	(1UL << ((IS_ENABLED(CONFIG_64BIT) ? 57 : 32) - PAGE_SHIFT))
 
-/* So many moved VMAs may have the same offsets for what is mapped there to merge. */
+/* As long as not so many moved VMAs have its offsets, one may have them, too, to merge. */
 #define COW_SHARED	4
 
 /**
@@ -243,7 +243,7 @@ void cow_index_post_update(struct vm_area_struct *vma);
 unsigned int cow_index_count(struct cow_context *context, pgoff_t first,
 			     unsigned long pages, unsigned int max);
 pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
-			    unsigned long pages);
+			    unsigned long pages, unsigned int max);
 
 /*
  * By how much the anonymous page offsets of a VMA are above its address because that

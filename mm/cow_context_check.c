@@ -251,9 +251,14 @@ static bool cow_check_ptes(struct cow_check *check, struct vm_area_struct *vma,
 			continue;
 		if (pte_present(pte)) {
 			page = vm_normal_page(vma, addr, pte);
-			if (page)
-				cow_check_mapped(check, vma, addr, page,
-						 &check->pages);
+			if (!page)
+				continue;
+			cow_check_mapped(check, vma, addr, page, &check->pages);
+			if (pte_write(pte) && PageAnonNotKsm(page) &&
+			    !PageAnonExclusive(page))
+				cow_check_wrong(check, vma->vm_mm, addr,
+						"page %p is writable and not exclusive",
+						page);
 			continue;
 		}
 		entry = softleaf_from_pte(pte);

@@ -105,6 +105,16 @@ static void test_moved_vma_not_in_index(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);
 }
 
+static void test_writable_page_not_exclusive(struct kunit *test)
+{
+	struct test_memory *memory = memory_init(test);
+
+	ClearPageAnonExclusive(&memory->folio->page);
+	KUNIT_EXPECT_EQ(test, nr_wrong(test), 1);
+	SetPageAnonExclusive(&memory->folio->page);
+	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);
+}
+
 static void test_wrong_offset_of_vma(struct kunit *test)
 {
 	struct test_memory *memory = memory_init(test);
@@ -154,6 +164,27 @@ static void test_migration_entry(struct kunit *test)
 	folio->index--;
 	remove_migration_ptes(folio, folio, 0);
 	KUNIT_EXPECT_TRUE(test, folio_mapped(folio));
+	folio_unlock(folio);
+	folio_put(folio);
+	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);
+}
+
+/*
+ * A write fault may make a page exclusive behind migration's back, which has just seen
+ * that it was shared.  If it comes back and can be written to, it has to be exclusive.
+ */
+static void test_writable_migration_entry(struct kunit *test)
+{
+	struct test_memory *memory = memory_init(test);
+	struct folio *folio = memory->folio;
+
+	folio_get(folio);
+	kunit_release_action(test, unpin, folio);
+	folio_lock(folio);
+	try_to_migrate(folio, TTU_SOLE_MAPPING);
+	KUNIT_EXPECT_FALSE(test, folio_mapped(folio));
+	remove_migration_ptes(folio, folio, TTU_SOLE_MAPPING);
+	KUNIT_EXPECT_TRUE(test, PageAnonExclusive(&folio->page));
 	folio_unlock(folio);
 	folio_put(folio);
 	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);
@@ -267,10 +298,12 @@ static struct kunit_case cow_check_cases[] = {
 	KUNIT_CASE(test_nothing_wrong),
 	KUNIT_CASE(test_vma_not_in_index),
 	KUNIT_CASE(test_moved_vma_not_in_index),
+	KUNIT_CASE(test_writable_page_not_exclusive),
 	KUNIT_CASE(test_wrong_offset_of_vma),
 	KUNIT_CASE(test_wrong_offset_of_folio),
 #ifdef CONFIG_MIGRATION
 	KUNIT_CASE(test_migration_entry),
+	KUNIT_CASE(test_writable_migration_entry),
 #endif
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 	KUNIT_CASE(test_huge_page),

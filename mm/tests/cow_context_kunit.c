@@ -429,6 +429,38 @@ static void cow_context_depth_limit(struct kunit *test)
 	exit_mm(tree.mms);
 }
 
+/* From a pinned context below the limit: what was forked from it, and not its siblings */
+static void cow_context_walk_below_limit(struct kunit *test)
+{
+	struct test_mm *mm, *side, *top, *child, *last;
+	struct test_tree tree;
+
+	mm = tree_init(test, &tree, COW_CONTEXT_MAX_DEPTH + 5);
+	while (mm->depth < COW_CONTEXT_MAX_DEPTH)
+		mm = tree_fork(test, &tree, mm);
+	side = tree_fork(test, &tree, mm);
+	top = tree_fork(test, &tree, mm);
+	child = tree_fork(test, &tree, top);
+	last = tree_fork(test, &tree, child);
+	KUNIT_EXPECT_TRUE(test, walk_is_right(test, top));
+
+	pin_mm(top);
+	exit_mm(child);
+	exit_mm(top);
+	DEFINE_COW_CONTEXT_WALK(walk, top->context, false);
+
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_next(&walk), last->context);
+	KUNIT_EXPECT_NULL(test, cow_context_walk_next(&walk));
+
+	unpin_mm(top);
+	exit_mm(last);
+	exit_mm(side);
+	for (; mm->depth; mm = mm->parent)
+		exit_mm(mm);
+	expect_alone(test, tree.mms[0].context);
+	exit_mm(tree.mms);
+}
+
 #define INHERIT_MMS	200
 
 /* Does cow_context_inherits() name the owners of all ancestors, and no other? */
@@ -1398,6 +1430,7 @@ static struct kunit_case cow_context_test_cases[] = {
 	KUNIT_CASE(cow_context_exit_orders),
 	KUNIT_CASE(cow_context_failed_fork),
 	KUNIT_CASE(cow_context_depth_limit),
+	KUNIT_CASE(cow_context_walk_below_limit),
 	KUNIT_CASE(cow_context_try_lock),
 	KUNIT_CASE(cow_context_wait),
 	KUNIT_CASE(cow_context_wait_detached),

@@ -1324,12 +1324,13 @@ static void cow_index_hugetlb(struct kunit *test)
 #endif
 
 /* What is mapped where a moved VMA was gets offsets that no other has. */
-static pgoff_t new_pgoff(struct test_mm *tm, pgoff_t home, unsigned long nr)
+static pgoff_t new_pgoff(struct test_mm *tm, pgoff_t home, unsigned long nr,
+			 unsigned int max)
 {
 	pgoff_t pgoff;
 
 	mmap_write_lock(tm->mm);
-	pgoff = cow_index_new_pgoff(tm->context, home, nr);
+	pgoff = cow_index_new_pgoff(tm->context, home, nr, max);
 	mmap_write_unlock(tm->mm);
 	return pgoff;
 }
@@ -1340,22 +1341,24 @@ static void cow_index_new_offsets(struct kunit *test)
 
 	draw(tm, "aaBBBccDDEEEEFF");
 	/* As long as nothing was moved, they are those of the address. */
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 2, 3), 2);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 2, 3, 1), 2);
 
 	move(tm, 'B', 102);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2), 100);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 105, 2), 105);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 3), COW_PLANE + 100);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1), COW_PLANE + 104);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2, 1), 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 105, 2, 1), 105);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 3, 1), COW_PLANE + 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1, 1), COW_PLANE + 104);
 
 	/* The same plane does for others, as long as they are elsewhere. */
 	move(tm, 'D', COW_PLANE + 103);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 1), COW_PLANE + 102);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 2), 2 * COW_PLANE + 102);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2), 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 1, 1), COW_PLANE + 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 2, 1), 2 * COW_PLANE + 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 2, 1), 100);
 
 	/* How many have some of them is counted up to a limit. */
 	move(tm, 'F', 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 3, 3), 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 3, 2), COW_PLANE + 100);
 	mmap_write_lock(tm->mm);
 	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, 100, 2, 4), 0);
 	KUNIT_EXPECT_EQ(test, cow_index_count(tm->context, 100, 3, 4), 2);
@@ -1367,12 +1370,12 @@ static void cow_index_new_offsets(struct kunit *test)
 
 	/* Above the last plane is the first. */
 	move(tm, 'E', -COW_PLANE + 101);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 1), 100);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 1), COW_PLANE + 102);
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1), 2 * COW_PLANE + 104);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 100, 1, 1), 100);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 102, 1, 1), COW_PLANE + 102);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1, 1), 2 * COW_PLANE + 104);
 	leave(tm, 'E');
 	leave(tm, 'B');
-	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1), 104);
+	KUNIT_EXPECT_EQ(test, new_pgoff(tm, 104, 1, 1), 104);
 }
 
 static struct kunit_case cow_index_test_cases[] = {
