@@ -29,4 +29,4 @@ workshop-tests:
 	@workshop/tests/bisect
 
 clean:
-	rm -rf build/obj build/image build/results build/report build/logs
+	rm -rf build/obj build/image build/image-* build/results build/report build/logs

@@ -47,14 +47,21 @@ slab_debug=slab_debug=F,cow_context,cow_moved,mm_struct
 # Huge pages of 512M want more memory.
 [[ ${CONFIG:-default} != 64k ]] || export GUEST_GIB=${GUEST_GIB:-12}
 
-# What git bisect run tells those that it runs is about one of several trees.
-unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX
+# What git bisect run tells those that it runs is about one of several trees, and what make tells
+# is about itself. What programs print is read, so it is in English.
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX MAKEFLAGS MFLAGS MAKELEVEL LANGUAGE
+export LC_ALL=C.UTF-8
+# Where Debian has no sbin in a user's.
+PATH=$PATH:/usr/sbin:/sbin
 
 # Where git wants a name, and a fresh machine has none.
 export GIT_COMMITTER_NAME=series GIT_COMMITTER_EMAIL=series@invalid
 
 say() { printf '[%3d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# Emulated machines have so many, with one node for two of them.
+[[ ${CPUS:-2} =~ ^[1-4]$ ]] || die "CPUS= is 1 to 4, not '$CPUS'"
 
 # tally PASSED FAILED: what a test counted; make test adds these up.
 tally() { [[ -z ${TALLY:-} ]] || echo "$1 $2" >>"$TALLY"; }
@@ -107,7 +114,7 @@ need()
 	# apt-get update does not wait for another one.
 	(
 		flock 9
-		if [[ ! -e $build/.apt-updated ]]; then
+		if [[ -z $(find "$build/.apt-updated" -mmin -1440 2>/dev/null) ]] || ! compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null; then
 			logged apt.log "apt-get update" apt-get update
 			touch "$build/.apt-updated"
 		fi
@@ -172,7 +179,8 @@ patches_hash() { patch_files "$1" | xargs -r cat | sha256sum | cut -d' ' -f1; }
 # The series as it stands in build/linux: the commits after the base.
 series() { git -C "$linux" rev-list --reverse base..HEAD; }
 
-in_tree() { git -C "$linux" "$@"; }
+# Whatever the user's git does with commits and differences elsewhere
+in_tree() { git -C "$linux" -c commit.gpgSign=false -c diff.noprefix=false -c diff.mnemonicPrefix=false "$@"; }
 
 # Where the source of a kind of kernel is: a second work tree for the base, and one
 # that moves over the commits of the series.
