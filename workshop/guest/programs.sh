@@ -62,6 +62,7 @@ redis()
 	swapped=$(cat "$group/memory.swap.current")
 	before=$("${cli[@]}" debug digest)
 	echo "$round rounds, $("${cli[@]}" dbsize) keys, digest $before, wrong: $wrong, swapped: $swapped"
+	echo "$(wc -l </proc/"$(pgrep -o redis-server)"/maps) VMAs"
 	"${cli[@]}" shutdown nosave
 	serve
 	after=$("${cli[@]}" debug digest)
