@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -135,7 +136,7 @@ static inline void write_to(const char *path, const char *what)
 {
 	int fd = open(path, O_WRONLY);
 
-	if (fd < 0 || write(fd, what, __builtin_strlen(what)) < 0)
+	if (fd < 0 || write(fd, what, strlen(what)) < 0)
 		err(1, "%s", path);
 	close(fd);
 }

@@ -6,8 +6,6 @@
  */
 #include "cost.h"
 
-#include <string.h>
-
 #define MANY	(1L << 18)	/* pages of 1 GB */
 #define TABLE	512L		/* pages of a page table */
 
@@ -112,12 +110,16 @@ static void arrays(struct cost empty)
 
 static char *moved_to;
 
-/* A mapping of a file has the offsets of its address, whoever else has them. */
+/*
+ * A mapping of a file has the offsets of its address, whoever else has them.  The first
+ * child only shares the page: else a walk would end at the parent's mapping.
+ */
 static void move_away(char *p, int i)
 {
 	int fd = memfd_create("moved", 0);
 
-	(void)i;
+	if (!i)
+		return;
 	if (fd < 0 || ftruncate(fd, PAGE))
 		err(1, "memfd");
 	for (int n = 0; n < NR; n++) {
@@ -128,18 +130,18 @@ static void move_away(char *p, int i)
 	}
 }
 
-/* What a child moves away does not stand in the way of walks for its parent's memory. */
+/* A walk for the page that two share goes through what a third has moved from there. */
 static void moved_by_a_child(void)
 {
 	char *p = map(1);
-	pid_t pid;
+	pid_t pids[2];
 
 	moved_to = room_for(4 * NR);
 	*p = 1;
-	start_children(&pid, 1, move_away, p);
+	start_children(pids, 2, move_away, p);
 	drain_lru();
 	print("walk, a child moved 1000 VMAs from there", walk(pfn_of(p), ROUNDS));
-	end_children(&pid, 1);
+	end_children(pids, 2);
 }
 
 int main(void)

@@ -7,7 +7,6 @@
  */
 #include "cost.h"
 
-#include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
