@@ -52,8 +52,8 @@
 /* So many contexts a walk passes over before it lets others have the CPU. */
 #define COW_CONTEXT_WALK_BATCH	256
 
-/* So many contexts may be put in front of a walk before forks have to wait. */
-#define COW_CONTEXT_WALK_AHEAD	1024
+/* A walk that has come to so many contexts counts those of the tree. */
+#define COW_CONTEXT_WALK_FAR	1024
 
 static struct kmem_cache *cow_context_cachep;
 static struct kmem_cache *cow_moved_cachep;
@@ -74,7 +74,7 @@ static void cow_context_ctor(void *data)
 void __init cow_context_init(void)
 {
 	struct kmem_cache_args args = {
-		.align = __alignof__(struct cow_context),
+		.align = L1_CACHE_BYTES,
 		.use_freeptr_offset = true,
 		.freeptr_offset = offsetof(struct cow_context, rcu),
 		.ctor = cow_context_ctor,
@@ -103,7 +103,9 @@ struct cow_context *cow_context_alloc(struct mm_struct *mm)
 		return NULL;
 
 	context->mm = mm;
+	context->hint = NULL;
 	context->moved = RB_ROOT_CACHED;
+	context->moved_first = ULONG_MAX;
 	context->unmapping = NULL;
 	/* Not in the constructor: a context that left its list keeps ->next. */
 	INIT_LIST_HEAD(&context->tree);
@@ -313,8 +315,9 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent)
  *
  * Whatever is forked from an mm that a walk has not come to yet comes to stand
  * in front of the walk.  A storm of forks could do that faster than the walk
- * goes on.  So when it has seen more contexts than there were, and some, it
- * closes the gate of the tree, and is left with those forks that are through.
+ * goes on.  So a walk that has come far, and then to as many contexts more as
+ * there were in the tree, closes the gate of the tree, and is left with those
+ * forks that are through.
  *
  * Context: May sleep.  No lock is held.
  * Return: 0, or -ERESTARTSYS on a fatal signal.
@@ -326,20 +329,33 @@ int cow_context_wait_for_walks(struct cow_context *context)
 	return wait_var_event_killable(&root->gate, !atomic_read(&root->gate));
 }
 
-static void cow_context_close_gate(struct cow_context_walk *walk)
+static void cow_context_open_gate(struct cow_context_walk *walk)
 {
-	atomic_inc(&walk->top->root->gate);
-	walk->gated = true;
+	struct cow_context *root = walk->gated;
+
+	if (likely(!root))
+		return;
+
+	walk->gated = NULL;
+	/* A full barrier: no fork sleeps for ever (litmus: gate-wake+full). */
+	if (atomic_dec_and_test(&root->gate))
+		wake_up_var(&root->gate);
+	cow_context_put(root);
 }
 
-static void cow_context_open_gate(struct cow_context_walk *walk)
+/* From now on it may come to as many contexts as there are, then forks have to wait. */
+static noinline void cow_context_walk_far(struct cow_context_walk *walk)
 {
 	struct cow_context *root = walk->top->root;
 
-	/* A full barrier: no fork sleeps for ever (litmus: gate-wake+full). */
-	if (walk->gated && atomic_dec_and_test(&root->gate))
-		wake_up_var(&root->gate);
-	walk->gated = false;
+	if (!walk->enough)
+		walk->enough = walk->seen + READ_ONCE(root->nr);
+
+	if (walk->seen > walk->enough && !walk->gated &&
+	    cow_context_tryget(root)) {
+		atomic_inc(&root->gate);
+		walk->gated = root;
+	}
 }
 
 /* The context behind @context in the subtree of @top, or NULL at its end. */
@@ -365,60 +381,17 @@ static struct cow_context *cow_context_step(const struct cow_context *top,
 	return next->depth > top->depth ? next : NULL;
 }
 
-/**
- * cow_context_walk_next() - Go to the next live context of a subtree.
- * @walk: The walk.
- *
- * The subtree is that of @walk->top, itself included; contexts come in list
- * order, parents before their children.  A context is live while it has its mm.
- * The one returned is held for read, so that it stays live, until the next call
- * of this function or of cow_context_walk_end().
- *
- * A context that is live all the time is returned if it was linked before the
- * walk began, or before the walk left the context it was forked from.  One that
- * is linked later, or dies in between, may or may not be.
- *
- * What follows a context in the list is read afresh whenever the walk could
- * have waited there: while it stands on a context that it holds for read or has
- * a reference to, which cannot leave the list.  Otherwise it stays in the same
- * RCU read section, and there it may stand on a context that has left the list,
- * with a pointer to what followed when it left, which is not freed yet (litmus:
- * context-free+two-removed).  That leads past contexts that were put in later at
- * that very place.  They are not children of the one that left, which has no mm
- * to fork, so they are the first children of contexts that the walk has been to
- * already; and if one of them had been linked before the walk left its parent,
- * the walk would have come to it and not past it.
- *
- * Context: May sleep.  No cow_context->rwsem may be held but that of
- *	    @walk->pos.  Nor may an outer RCU read section be.
- * Return: The context, with its rwsem held for read; or NULL with no lock held,
- *	   at the end of the subtree or, with @walk->try_lock, where a context
- *	   was locked, which sets @walk->contended.
- */
-struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
+/* Go to @context, or the next live one behind it, in an RCU read section that ends. */
+static __always_inline struct cow_context *
+__cow_context_walk(struct cow_context_walk *walk, struct cow_context *context)
+	__releases_shared(RCU)
 {
-	struct cow_context *top = walk->top;
-	struct cow_context *context = walk->pos;
+	const struct cow_context *top = walk->top;
 	unsigned int steps = 0;
 
-	/* Mms that have nothing there are many, and looked at quickly. */
-	cond_resched();
-	VM_WARN_ON_ONCE(!refcount_read(&top->refs));
-
-	rcu_read_lock();
-	if (context) {
-		lockdep_assert_held_read(&context->rwsem);
-		up_read(&context->rwsem);
-		context = cow_context_step(top, context);
-	} else {
-		context = top;
-		walk->left = READ_ONCE(top->root->nr) + COW_CONTEXT_WALK_AHEAD;
-		cow_context_walk_begins(walk);
-	}
-
 	for (; context; context = cow_context_step(top, context)) {
-		if (unlikely(!walk->gated && !walk->left--))
-			cow_context_close_gate(walk);
+		if (unlikely(++walk->seen > COW_CONTEXT_WALK_FAR))
+			cow_context_walk_far(walk);
 
 		/* One that is being freed cannot be kept: try with the next. */
 		if (++steps > COW_CONTEXT_WALK_BATCH &&
@@ -483,6 +456,80 @@ found:
 }
 
 /**
+ * cow_context_walk_first() - Begin a walk.
+ * @walk: The walk.
+ *
+ * Nobody has to keep @walk->top, unless it is below COW_CONTEXT_MAX_DEPTH.  Each RCU
+ * read section of the walk begins with a context of the subtree that has its mm, or
+ * to which the walk has a reference; and that one keeps @walk->top, or has until
+ * then (litmus: pin-mapped+rcu, context-free+two-removed).
+ *
+ * Context: In an RCU read section, which it ends, and in which @walk->top was alive.
+ *	    Else as cow_context_walk_next().
+ * Return: As cow_context_walk_next().
+ */
+struct cow_context *cow_context_walk_first(struct cow_context_walk *walk)
+	__releases_shared(RCU)
+{
+	RCU_LOCKDEP_WARN(!rcu_read_lock_held(), "walk begins outside RCU");
+
+	walk->seen = 0;
+	walk->enough = 0;
+	cow_context_walk_begins(walk);
+	return __cow_context_walk(walk, walk->top);
+}
+
+/**
+ * cow_context_walk_next() - Go to the next live context of a subtree.
+ * @walk: The walk.
+ *
+ * The subtree is that of @walk->top, itself included; contexts come in list
+ * order, parents before their children.  A context is live while it has its mm.
+ * The one returned is held for read, so that it stays live, until the next call
+ * of this function or of cow_context_walk_end().
+ *
+ * A context that is live all the time is returned if it was linked before the
+ * walk began, or before the walk left the context it was forked from.  One that
+ * is linked later, or dies in between, may or may not be.
+ *
+ * What follows a context in the list is read afresh whenever the walk could
+ * have waited there: while it stands on a context that it holds for read or has
+ * a reference to, which cannot leave the list.  Otherwise it stays in the same
+ * RCU read section, and there it may stand on a context that has left the list,
+ * with a pointer to what followed when it left, which is not freed yet (litmus:
+ * context-free+two-removed).  That leads past contexts that were put in later at
+ * that very place.  They are not children of the one that left, which has no mm
+ * to fork, so they are the first children of contexts that the walk has been to
+ * already; and if one of them had been linked before the walk left its parent,
+ * the walk would have come to it and not past it.
+ *
+ * If the walk has not begun, it does, and the caller keeps @walk->top alive.
+ *
+ * Context: May sleep.  No cow_context->rwsem may be held but that of
+ *	    @walk->pos.  Nor may an outer RCU read section be.
+ * Return: The context, with its rwsem held for read; or NULL with no lock held,
+ *	   at the end of the subtree or, with @walk->try_lock, where a context
+ *	   was locked, which sets @walk->contended.
+ */
+struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
+{
+	struct cow_context *context = walk->pos;
+
+	/* Mms that have nothing there are many, and looked at quickly. */
+	cond_resched();
+
+	rcu_read_lock();
+	if (!context) {
+		VM_WARN_ON_ONCE(!refcount_read(&walk->top->refs));
+		return cow_context_walk_first(walk);
+	}
+
+	lockdep_assert_held_read(&context->rwsem);
+	up_read(&context->rwsem);
+	return __cow_context_walk(walk, cow_context_step(walk->top, context));
+}
+
+/**
  * cow_context_walk_end() - End a walk, wherever it stands.
  * @walk: The walk.
  *
@@ -523,9 +570,32 @@ static pgoff_t cow_moved_last(struct cow_moved *moved)
 INTERVAL_TREE_DEFINE(struct cow_moved, rb, pgoff_t, subtree_last,
 		     cow_moved_first, cow_moved_last, static, cow_moved_tree)
 
+static void cow_moved_insert(struct cow_context *context, struct cow_moved *moved)
+{
+	cow_moved_tree_insert(moved, &context->moved);
+	context->moved_first = min(context->moved_first, cow_moved_first(moved));
+}
+
+static void cow_moved_remove(struct cow_context *context, struct cow_moved *moved)
+{
+	struct rb_node *leftmost;
+
+	cow_moved_tree_remove(moved, &context->moved);
+	leftmost = rb_first_cached(&context->moved);
+	context->moved_first = leftmost ?
+		cow_moved_first(rb_entry(leftmost, struct cow_moved, rb)) : ULONG_MAX;
+}
+
 static struct cow_moved *vma_moved(const struct vm_area_struct *vma)
 {
 	return vma_is_moved(vma) ? (struct cow_moved *)vma->vm_cow : NULL;
+}
+
+/* What changes the index has taken the lock so that the hint is forgotten. */
+static void cow_index_assert_locked(const struct cow_context *context)
+{
+	lockdep_assert_held_write(&context->rwsem);
+	VM_WARN_ON_ONCE(context->hint);
 }
 
 static unsigned long cow_unmoved(const struct cow_context *context)
@@ -618,9 +688,9 @@ void cow_index_add(struct vm_area_struct *vma, struct cow_moved *moved)
 		return;
 	}
 
-	lockdep_assert_held_write(&context->rwsem);
+	cow_index_assert_locked(context);
 	moved->vma = vma;
-	cow_moved_tree_insert(moved, &context->moved);
+	cow_moved_insert(context, moved);
 	WRITE_ONCE(vma->vm_cow, (unsigned long)moved);
 }
 
@@ -657,10 +727,10 @@ void cow_index_del(struct vm_area_struct *vma)
 	struct cow_context *context = vma->vm_mm->cow_context;
 	struct cow_moved *moved = vma_moved(vma);
 
-	lockdep_assert_held_write(&context->rwsem);
+	cow_index_assert_locked(context);
 	WRITE_ONCE(vma->vm_cow, 0);
 	if (moved) {
-		cow_moved_tree_remove(moved, &context->moved);
+		cow_moved_remove(context, moved);
 		cow_moved_free(moved);
 	}
 }
@@ -705,9 +775,9 @@ void cow_index_pre_update(struct vm_area_struct *vma)
 	struct cow_context *context = vma->vm_mm->cow_context;
 	struct cow_moved *moved = vma_moved(vma);
 
-	lockdep_assert_held_write(&context->rwsem);
+	cow_index_assert_locked(context);
 	if (moved)
-		cow_moved_tree_remove(moved, &context->moved);
+		cow_moved_remove(context, moved);
 }
 
 /**
@@ -721,9 +791,9 @@ void cow_index_post_update(struct vm_area_struct *vma)
 	struct cow_context *context = vma->vm_mm->cow_context;
 	struct cow_moved *moved = vma_moved(vma);
 
-	lockdep_assert_held_write(&context->rwsem);
+	cow_index_assert_locked(context);
 	if (moved)
-		cow_moved_tree_insert(moved, &context->moved);
+		cow_moved_insert(context, moved);
 	else
 		VM_WARN_ON_ONCE_VMA(vma->vm_cow && !vma_anon_at_home(vma), vma);
 }
@@ -804,7 +874,7 @@ pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
 void cow_context_set_unmapping(struct cow_context *context,
 			       const struct cow_unmapping *unmapping)
 {
-	lockdep_assert_held_write(&context->rwsem);
+	cow_index_assert_locked(context);
 	VM_WARN_ON_ONCE(unmapping && context->unmapping);
 	context->unmapping = unmapping;
 }
@@ -857,7 +927,7 @@ static bool cow_vma_is_unmoved(const struct vm_area_struct *vma,
  */
 static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 {
-	const struct cow_context *context = iter->context;
+	struct cow_context *context = iter->context;
 	const struct cow_unmapping *unmapping = context->unmapping;
 	/* Page offsets of moved VMAs may be beyond all addresses. */
 	const pgoff_t last = min(iter->last, ULONG_MAX >> PAGE_SHIFT);
@@ -873,6 +943,11 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 		/* Most walks are about one page, and find it there. */
 		vma = mtree_load(&context->mm->mm_mt, addr);
 		if (cow_vma_is_unmoved(vma, context, addr)) {
+			/*
+			 * Another walk that has the lock did not look at the
+			 * word (litmus: hint+release).
+			 */
+			smp_store_release(&context->hint, vma);
 			iter->next = vma->vm_end >> PAGE_SHIFT;
 			goto unlock;
 		}
@@ -917,22 +992,10 @@ unlock:
 	return vma;
 }
 
-/**
- * cow_vma_iter_next() - The next VMA of an mm that may map a range of offsets.
- * @iter: The iterator.
- *
- * Context: iter->context->rwsem held for read, from before the first call to
- *	    after the last, and with it iter->context->mm seen to be set.
- * Return: A VMA with anonymous memory, of which some is in the range, or NULL,
- *	   after which it must not be called again.  The VMA stays as it is for
- *	   as long as the lock is held.  None of those that the lock protects is
- *	   missed or returned twice.
- */
-struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter)
+/* What cow_vma_iter_next() does where it cannot tell by the hint and the bound. */
+struct vm_area_struct *__cow_vma_iter_next(struct cow_vma_iter *iter)
 {
 	struct vm_area_struct *vma;
-
-	lockdep_assert_held_read(&iter->context->rwsem);
 
 	if (!iter->moved) {
 		if (iter->next <= iter->last) {
@@ -940,6 +1003,8 @@ struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter)
 			if (vma)
 				return vma;
 		}
+		if (iter->last < iter->context->moved_first)
+			return NULL;
 		iter->moved = cow_moved_tree_iter_first(&iter->context->moved,
 							iter->first, iter->last);
 	} else {

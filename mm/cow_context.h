@@ -6,6 +6,7 @@
 #include <linux/list.h>
 #include <linux/maple_tree.h>
 #include <linux/mm.h>
+#include <linux/mmdebug.h>
 #include <linux/rbtree.h>
 #include <linux/rcupdate.h>
 #include <linux/refcount.h>
@@ -56,7 +57,10 @@ struct cow_unmapping {
  * @rwsem: Held for read, it keeps @mm set, and the VMAs in the index and their
  *	   page tables as they are.
  * @mm: The mm, or NULL once it has no page tables left.
+ * @hint: The VMA that a walk found last by its address, or NULL.  Forgotten by
+ *	  cow_context_lock_write().
  * @moved: The VMAs in the index that are not where their folios' indices say.
+ * @moved_first: The lowest anonymous page offset in @moved, or ULONG_MAX.
  * @unmapping: The VMAs in the index that a munmap has taken out of mm->mm_mt.
  * @tree: Position in the pre-order list of the fork tree, a ring.
  * @depth: Generation in the fork tree.  The root has 0.
@@ -76,12 +80,16 @@ struct cow_unmapping {
  * linked (litmus: list-del-publish, mapping-context).
  */
 struct cow_context {
-	struct rw_semaphore	rwsem;
+	/* One cache line is enough to go here, lock, and find what was found last. */
+	struct list_head	tree;
 	struct mm_struct	*mm;
+	struct vm_area_struct	*hint;
+	pgoff_t			moved_first;
+	u64			depth;
+	struct rw_semaphore	rwsem;	/* its first two words */
+
 	struct rb_root_cached	moved;
 	const struct cow_unmapping *unmapping;
-	struct list_head	tree;
-	u64			depth;
 	struct cow_context	*root;
 	struct cow_context	*parent;
 	struct cow_context	*owner;
@@ -124,12 +132,13 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent);
 
 /**
  * struct cow_context_walk - a walk over the live contexts of a subtree
- * @top: Where the walk begins.  The caller keeps it alive.
+ * @top: Where the walk begins.
  * @pos: Where the walk stands, held for read; NULL before and after the walk.
  * @try_lock: End the walk at a context that would have to be waited for.
  * @contended: Set if that has happened.
- * @gated: The walk keeps forks waiting.
- * @left: So many contexts more, and it will.
+ * @gated: The root, which is pinned, if the walk keeps the forks of its tree waiting.
+ * @seen: How many contexts it has come to.
+ * @enough: When it has come to more, forks have to wait; 0 before it has come far.
  * @start: When it began.
  *
  * Use DEFINE_COW_CONTEXT_WALK().
@@ -137,10 +146,11 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent);
 struct cow_context_walk {
 	struct cow_context	*top;
 	struct cow_context	*pos;
-	unsigned long		left;
+	struct cow_context	*gated;
+	unsigned long		seen;
+	unsigned long		enough;
 	bool			try_lock;
 	bool			contended;
-	bool			gated;
 #ifdef CONFIG_DEBUG_COW_CONTEXT
 	u64			start;
 #endif
@@ -152,6 +162,8 @@ struct cow_context_walk {
 		.try_lock = (_try_lock),			\
 	}
 
+struct cow_context *cow_context_walk_first(struct cow_context_walk *walk)
+	__releases_shared(RCU);
 struct cow_context *cow_context_walk_next(struct cow_context_walk *walk);
 void cow_context_walk_end(struct cow_context_walk *walk);
 
@@ -180,6 +192,7 @@ static inline void cow_check_count(enum cow_check_event event)
 static inline void cow_context_lock_write(struct cow_context *context)
 {
 	down_write(&context->rwsem);
+	context->hint = NULL;
 }
 
 static inline void cow_context_walk_begins(struct cow_context_walk *walk)
@@ -283,7 +296,42 @@ struct cow_vma_iter {
 		.last = (_last),				\
 	}
 
-struct vm_area_struct *cow_vma_iter_next(struct cow_vma_iter *iter);
+struct vm_area_struct *__cow_vma_iter_next(struct cow_vma_iter *iter);
+
+/**
+ * cow_vma_iter_next() - The next VMA of an mm that may map a range of offsets.
+ * @iter: The iterator.
+ *
+ * Context: iter->context->rwsem held for read, from before the first call to
+ *	    after the last, and with it iter->context->mm seen to be set.
+ * Return: A VMA with anonymous memory, of which some is in the range, or NULL,
+ *	   after which it must not be called again.  The VMA stays as it is for
+ *	   as long as the lock is held.  None of those that the lock protects is
+ *	   missed or returned twice.
+ */
+static inline struct vm_area_struct *
+cow_vma_iter_next(struct cow_vma_iter *iter)
+{
+	const struct cow_context *context = iter->context;
+	struct vm_area_struct *vma = READ_ONCE(context->hint);
+
+	lockdep_assert_held_read(&context->rwsem);
+
+	/*
+	 * Walks for neighbouring folios find the same VMA.  It is in the index as it
+	 * was: what changes that holds the lock for write, and so clears the hint.
+	 */
+	if (!iter->next && vma && iter->first >= vma->vm_start >> PAGE_SHIFT &&
+	    iter->first < vma->vm_end >> PAGE_SHIFT) {
+		VM_WARN_ON_ONCE_VMA(!vma_has_anon(vma) || vma_is_moved(vma), vma);
+		iter->next = vma->vm_end >> PAGE_SHIFT;
+		return vma;
+	}
+
+	if (iter->next > iter->last && iter->last < context->moved_first)
+		return NULL;
+	return __cow_vma_iter_next(iter);
+}
 
 struct folio;
 struct rmap_walk_control;

@@ -73,6 +73,7 @@ void cow_context_lock_write(struct cow_context *context)
 	const u64 start = ktime_get_ns();
 
 	down_write(&context->rwsem);
+	context->hint = NULL;
 	cow_check_took(&longest_wait, start);
 }
 

@@ -79,7 +79,9 @@ static void test_vma_not_in_index(struct kunit *test)
 	struct test_memory *memory = memory_init(test);
 	const unsigned long word = memory->vma->vm_cow;
 
+	cow_context_lock_write(current->mm->cow_context);
 	memory->vma->vm_cow = 0;
+	cow_context_unlock_write(current->mm->cow_context);
 	KUNIT_EXPECT_EQ(test, nr_wrong(test), NR_PAGES);
 	memory->vma->vm_cow = word;
 	KUNIT_EXPECT_EQ(test, nr_wrong(test), 0);

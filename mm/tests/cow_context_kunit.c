@@ -942,6 +942,13 @@ static int gate_fn(void *data)
 	return 0;
 }
 
+/* At its next step, the walk has come to too many contexts. */
+static void come_far(struct cow_context_walk *walk)
+{
+	walk->seen = LONG_MAX;
+	walk->enough = 1;
+}
+
 /* A walk comes to an end although whatever it comes to forks, until it has to wait. */
 static void cow_context_gate(struct kunit *test)
 {
@@ -970,7 +977,7 @@ static void cow_context_gate(struct kunit *test)
 	init_completion(&waiter.done);
 	waiter.context = root->context;
 	cow_context_walk_next(&walk);
-	walk.left = 0;
+	come_far(&walk);
 	cow_context_walk_next(&walk);
 	KUNIT_EXPECT_EQ(test, atomic_read(&root->context->gate), 1);
 	kthread_run(gate_fn, &waiter, "cow_context_gate");
@@ -982,6 +989,52 @@ static void cow_context_gate(struct kunit *test)
 		exit_mm(&tree.mms[--tree.nr]);
 	expect_alone(test, root->context);
 	exit_mm(root);
+}
+
+/* A walk keeps what it needs of where it began, and of the root, until it ends. */
+static void cow_context_walk_holds(struct kunit *test)
+{
+	struct test_mm *root, *top, *child, *last;
+	struct test_tree tree;
+
+	root = tree_init(test, &tree, 4);
+	top = tree_fork(test, &tree, root);
+	last = tree_fork(test, &tree, top);
+	child = tree_fork(test, &tree, top);
+	DEFINE_COW_CONTEXT_WALK(walk, top->context, false);
+
+	rcu_read_lock();
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_first(&walk), top->context);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_next(&walk), child->context);
+	exit_mm(root);
+	exit_mm(top);
+	come_far(&walk);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_next(&walk), last->context);
+	KUNIT_EXPECT_PTR_EQ(test, walk.gated, last->context->root);
+	/* That of the context where the walk began, and the pin */
+	KUNIT_EXPECT_EQ(test, refcount_read(&walk.gated->refs), 2);
+	KUNIT_EXPECT_NULL(test, cow_context_walk_next(&walk));
+	KUNIT_EXPECT_NULL(test, walk.gated);
+	KUNIT_EXPECT_EQ(test, refcount_read(&last->context->root->refs), 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&last->context->root->gate), 0);
+	exit_mm(child);
+	exit_mm(last);
+}
+
+/* It may begin where everybody has left, if that was in the same RCU read section. */
+static void cow_context_walk_of_dead(struct kunit *test)
+{
+	struct test_tree tree;
+	struct test_mm *root;
+
+	root = tree_init(test, &tree, 1);
+	DEFINE_COW_CONTEXT_WALK(walk, root->context, false);
+
+	detach_mm(root);
+	rcu_read_lock();
+	release_mm(root);
+	KUNIT_EXPECT_NULL(test, cow_context_walk_first(&walk));
+	KUNIT_EXPECT_FALSE(test, rcu_preempt_depth());
 }
 
 /* A gate that two walks have closed is closed until both have ended. */
@@ -998,10 +1051,10 @@ static void cow_context_gate_of_two(struct kunit *test)
 	DEFINE_COW_CONTEXT_WALK(second, context, false);
 
 	cow_context_walk_next(&first);
-	first.left = 0;
+	come_far(&first);
 	cow_context_walk_next(&first);
 	cow_context_walk_next(&second);
-	second.left = 0;
+	come_far(&second);
 	cow_context_walk_next(&second);
 	KUNIT_EXPECT_EQ(test, atomic_read(&context->gate), 2);
 	cow_context_walk_end(&first);
@@ -1437,6 +1490,8 @@ static struct kunit_case cow_context_test_cases[] = {
 	KUNIT_CASE(cow_context_dead_run),
 	KUNIT_CASE(cow_context_gate_of_two),
 	KUNIT_CASE(cow_context_gate_killed),
+	KUNIT_CASE(cow_context_walk_holds),
+	KUNIT_CASE(cow_context_walk_of_dead),
 	KUNIT_CASE(cow_context_gate),
 	KUNIT_CASE(cow_context_inherit),
 	KUNIT_CASE_SLOW(cow_context_model),

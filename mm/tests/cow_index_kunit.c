@@ -424,6 +424,47 @@ static void cow_index_moved(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, vma_has_anon(tm->vmas['C']));
 }
 
+/* What a walk remembers is not used when the VMA has left, or is elsewhere. */
+static void cow_index_hint(struct kunit *test)
+{
+	struct test_mm *tm = test_mm_init(test);
+	struct vm_area_struct *vma;
+
+	draw(tm, "aaaabbcC");
+	vma = tm->vmas['a'];
+	KUNIT_EXPECT_STREQ(test, visit(tm, 1, 1), "a");
+	KUNIT_EXPECT_PTR_EQ(test, tm->context->hint, vma);
+	expect_map(tm, "aaaabbcC", "remembered");
+
+	/* It shrinks. */
+	KUNIT_EXPECT_STREQ(test, visit(tm, 3, 3), "a");
+	store(tm, 3, 1, NULL);
+	cow_context_lock_write(tm->context);
+	KUNIT_EXPECT_NULL(test, tm->context->hint);
+	set_range(vma, 0, 3, 0);
+	cow_context_unlock_write(tm->context);
+	KUNIT_EXPECT_STREQ(test, visit(tm, 3, 3), "");
+	KUNIT_EXPECT_STREQ(test, visit(tm, 2, 4), "ab");
+
+	/* Moved in place, it comes once, and behind those that were not. */
+	KUNIT_EXPECT_STREQ(test, visit(tm, 0, 0), "a");
+	KUNIT_ASSERT_EQ(test, make_moved(vma), 0);
+	KUNIT_EXPECT_STREQ(test, visit(tm, 0, 0), "a");
+	KUNIT_EXPECT_STREQ(test, visit(tm, 0, 4), "ba");
+
+	/* A munmap has it, with another one in its place, and then it is gone. */
+	KUNIT_EXPECT_STREQ(test, visit(tm, 4, 4), "b");
+	publish(tm, 4, 2, "b");
+	store(tm, 4, 2, tm->vmas['c']);
+	KUNIT_EXPECT_STREQ(test, visit(tm, 5, 5), "b");
+	withdraw(tm, "b");
+	KUNIT_EXPECT_STREQ(test, visit(tm, 5, 5), "");
+
+	KUNIT_EXPECT_STREQ(test, visit(tm, 6, 6), "c");
+	leave(tm, 'c');
+	KUNIT_EXPECT_STREQ(test, visit(tm, 6, 6), "");
+}
+
 static void cow_index_prealloc(struct kunit *test)
 {
 	struct test_mm *tm = test_mm_init(test);
@@ -773,6 +814,8 @@ static void model_visit(struct model *m, pgoff_t first, pgoff_t last)
 /* Compare what walks find with the model; @when may be NULL. */
 static void model_check(struct model *m, const char *when)
 {
+	struct cow_context *context = m->tm->context;
+	struct rb_node *node;
 	unsigned int i;
 	pgoff_t first;
 
@@ -782,6 +825,17 @@ static void model_check(struct model *m, const char *when)
 	}
 	if (!m->wrong)
 		model_visit(m, 0, ULONG_MAX);
+
+	down_read(&context->rwsem);
+	first = ULONG_MAX;
+	for (node = rb_first_cached(&context->moved); node; node = rb_next(node)) {
+		const struct cow_moved *moved = rb_entry(node, struct cow_moved, rb);
+
+		first = min(first, vma_start_anon_pgoff(moved->vma));
+	}
+	if (first != context->moved_first)
+		m->wrong = true;
+	up_read(&context->rwsem);
 	if (m->wrong && when)
 		kunit_err(m->tm->test, "%s", when);
 }
@@ -1381,6 +1435,7 @@ static void cow_index_new_offsets(struct kunit *test)
 static struct kunit_case cow_index_test_cases[] = {
 	KUNIT_CASE(cow_index_unmoved),
 	KUNIT_CASE(cow_index_far_offsets),
+	KUNIT_CASE(cow_index_hint),
 	KUNIT_CASE(cow_index_prealloc),
 	KUNIT_CASE(cow_index_moved),
 	KUNIT_CASE(cow_index_new_offsets),
