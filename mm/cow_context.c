@@ -52,8 +52,8 @@
 /* So many contexts a walk passes over before it lets others have the CPU. */
 #define COW_CONTEXT_WALK_BATCH	256
 
-/* A walk that has come to so many contexts counts those of the tree. */
-#define COW_CONTEXT_WALK_FAR	1024
+/* So many contexts may be put in front of a walk before forks have to wait. */
+#define COW_CONTEXT_WALK_AHEAD	1024
 
 static struct kmem_cache *cow_context_cachep;
 static struct kmem_cache *cow_moved_cachep;
@@ -74,7 +74,7 @@ static void cow_context_ctor(void *data)
 void __init cow_context_init(void)
 {
 	struct kmem_cache_args args = {
-		.align = L1_CACHE_BYTES,
+		.align = __alignof__(struct cow_context),
 		.use_freeptr_offset = true,
 		.freeptr_offset = offsetof(struct cow_context, rcu),
 		.ctor = cow_context_ctor,
@@ -82,7 +82,7 @@ void __init cow_context_init(void)
 
 	cow_context_cachep =
 		kmem_cache_create("cow_context", sizeof(struct cow_context),
-				  &args, SLAB_PANIC | SLAB_ACCOUNT);
+				  &args, SLAB_PANIC | SLAB_ACCOUNT | SLAB_HWCACHE_ALIGN);
 	cow_moved_cachep = KMEM_CACHE(cow_moved, SLAB_PANIC | SLAB_ACCOUNT);
 }
 
@@ -315,9 +315,8 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent)
  *
  * Whatever is forked from an mm that a walk has not come to yet comes to stand
  * in front of the walk.  A storm of forks could do that faster than the walk
- * goes on.  So a walk that has come far, and then to as many contexts more as
- * there were in the tree, closes the gate of the tree, and is left with those
- * forks that are through.
+ * goes on.  So when it has seen more contexts than there were, and some, it
+ * closes the gate of the tree, and is left with those forks that are through.
  *
  * Context: May sleep.  No lock is held.
  * Return: 0, or -ERESTARTSYS on a fatal signal.
@@ -343,18 +342,34 @@ static void cow_context_open_gate(struct cow_context_walk *walk)
 	cow_context_put(root);
 }
 
-/* From now on it may come to as many contexts as there are, then forks have to wait. */
-static noinline void cow_context_walk_far(struct cow_context_walk *walk)
+/*
+ * Every so many contexts: let others have the CPU, and have forks wait if the walk
+ * has come to more than there were after the first of these times, and some.
+ */
+static noinline void cow_context_walk_batch(struct cow_context_walk *walk,
+					    struct cow_context *context)
+	__must_hold_shared(RCU)
 {
 	struct cow_context *root = walk->top->root;
 
 	if (!walk->enough)
-		walk->enough = walk->seen + READ_ONCE(root->nr);
+		walk->enough = walk->seen + READ_ONCE(root->nr) + COW_CONTEXT_WALK_AHEAD;
 
-	if (walk->seen > walk->enough && !walk->gated &&
-	    cow_context_tryget(root)) {
+	if (walk->seen > walk->enough && !walk->gated && cow_context_tryget(root)) {
 		atomic_inc(&root->gate);
 		walk->gated = root;
+	}
+
+	/*
+	 * One that is being freed cannot be kept.  The others have the CPU some
+	 * contexts later then: only what was there when this RCU read section began
+	 * can be in that state.
+	 */
+	if (cow_context_tryget(context)) {
+		rcu_read_unlock();
+		cond_resched();
+		rcu_read_lock();
+		cow_context_put(context);
 	}
 }
 
@@ -387,21 +402,10 @@ __cow_context_walk(struct cow_context_walk *walk, struct cow_context *context)
 	__releases_shared(RCU)
 {
 	const struct cow_context *top = walk->top;
-	unsigned int steps = 0;
 
 	for (; context; context = cow_context_step(top, context)) {
-		if (unlikely(++walk->seen > COW_CONTEXT_WALK_FAR))
-			cow_context_walk_far(walk);
-
-		/* One that is being freed cannot be kept: try with the next. */
-		if (++steps > COW_CONTEXT_WALK_BATCH &&
-		    cow_context_tryget(context)) {
-			rcu_read_unlock();
-			cond_resched();
-			rcu_read_lock();
-			cow_context_put(context);
-			steps = 0;
-		}
+		if (unlikely(!(++walk->seen % COW_CONTEXT_WALK_BATCH)))
+			cow_context_walk_batch(walk, context);
 
 		/*
 		 * Pairs with cow_context_detach()
@@ -460,9 +464,9 @@ found:
  * @walk: The walk.
  *
  * Nobody has to keep @walk->top, unless it is below COW_CONTEXT_MAX_DEPTH.  Each RCU
- * read section of the walk begins with a context of the subtree that has its mm, or
- * to which the walk has a reference; and that one keeps @walk->top, or has until
- * then (litmus: pin-mapped+rcu, context-free+two-removed).
+ * read section of the walk but the first begins with a context of the subtree that
+ * has its mm, or to which the walk has a reference; and that one keeps @walk->top, or
+ * has until then (litmus: pin-mapped+rcu, context-free+two-removed).
  *
  * Context: In an RCU read section, which it ends, and in which @walk->top was alive.
  *	    Else as cow_context_walk_next().
@@ -535,7 +539,7 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
  *
  * Need not be called when cow_context_walk_next() has returned NULL.
  *
- * Context: Any in which up_read() may be called.
+ * Context: Process context.
  */
 void cow_context_walk_end(struct cow_context_walk *walk)
 {

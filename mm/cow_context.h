@@ -58,7 +58,7 @@ struct cow_unmapping {
  *	   page tables as they are.
  * @mm: The mm, or NULL once it has no page tables left.
  * @hint: The VMA that a walk found last by its address, or NULL.  Forgotten by
- *	  cow_context_lock_write().
+ *	  cow_context_lock_write(), not by mm_take_all_locks(), which changes none.
  * @moved: The VMAs in the index that are not where their folios' indices say.
  * @moved_first: The lowest anonymous page offset in @moved, or ULONG_MAX.
  * @unmapping: The VMAs in the index that a munmap has taken out of mm->mm_mt.
@@ -138,7 +138,7 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent);
  * @contended: Set if that has happened.
  * @gated: The root, which is pinned, if the walk keeps the forks of its tree waiting.
  * @seen: How many contexts it has come to.
- * @enough: When it has come to more, forks have to wait; 0 before it has come far.
+ * @enough: When it has come to more, forks have to wait; 0 at first.
  * @start: When it began.
  *
  * Use DEFINE_COW_CONTEXT_WALK().

@@ -135,8 +135,9 @@ static void cow_check_offset(struct cow_check *check, struct vm_area_struct *vma
 	DEFINE_COW_VMA_ITER(iter, vma->vm_mm->cow_context, pgoff, pgoff);
 	struct vm_area_struct *found;
 
+	/* In the trees, whatever a walk has found last. */
 	do {
-		found = cow_vma_iter_next(&iter);
+		found = __cow_vma_iter_next(&iter);
 	} while (found && found != vma);
 
 	if (!found)

@@ -1021,20 +1021,28 @@ static void cow_context_walk_holds(struct kunit *test)
 	exit_mm(last);
 }
 
-/* It may begin where everybody has left, if that was in the same RCU read section. */
+/* It may begin at one that has left the list in the same RCU read section. */
 static void cow_context_walk_of_dead(struct kunit *test)
 {
+	struct test_mm *root, *top, *sibling;
 	struct test_tree tree;
-	struct test_mm *root;
 
-	root = tree_init(test, &tree, 1);
-	DEFINE_COW_CONTEXT_WALK(walk, root->context, false);
+	root = tree_init(test, &tree, 4);
+	sibling = tree_fork(test, &tree, root);
+	tree_fork(test, &tree, sibling);
+	top = tree_fork(test, &tree, root);
+	DEFINE_COW_CONTEXT_WALK(walk, top->context, false);
 
-	detach_mm(root);
+	detach_mm(top);
 	rcu_read_lock();
-	release_mm(root);
+	release_mm(top);
+	/* What follows it in the list is not below it. */
 	KUNIT_EXPECT_NULL(test, cow_context_walk_first(&walk));
-	KUNIT_EXPECT_FALSE(test, rcu_preempt_depth());
+
+	exit_mm(&tree.mms[2]);
+	exit_mm(sibling);
+	expect_alone(test, root->context);
+	exit_mm(root);
 }
 
 /* A gate that two walks have closed is closed until both have ended. */

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #define PAGES		512L
@@ -46,9 +47,10 @@ static void *maps(void *unused)
 		char *p = map(16);
 
 		touch(p, 0, 16);
-		mprotect(p + 4 * PAGE, 8 * PAGE, PROT_READ);
-		mprotect(p + 4 * PAGE, 8 * PAGE, PROT_READ | PROT_WRITE);
-		munmap(p, 16 * PAGE);
+		if (mprotect(p + 4 * PAGE, 8 * PAGE, PROT_READ) ||
+		    mprotect(p + 4 * PAGE, 8 * PAGE, PROT_READ | PROT_WRITE) ||
+		    munmap(p, 16 * PAGE))
+			err(1, "map");
 		done(MAPPED, 1);
 	}
 	return NULL;
@@ -67,7 +69,8 @@ static void *migrates(void *unused)
 			pages[i] = area + i * PAGE;
 			nodes[i] = round % 2;
 		}
-		syscall(SYS_move_pages, 0, PAGES, pages, nodes, status, 4);
+		if (syscall(SYS_move_pages, 0, PAGES, pages, nodes, status, 4) < 0)
+			err(1, "move_pages");
 		for (long i = 0; i < PAGES; i++)
 			moved += status[i] == nodes[i];
 		done(MIGRATED, moved);
@@ -79,11 +82,14 @@ static void call_reclaim(const char *amount)
 {
 	int fd = open(GROUP "/memory.reclaim", O_WRONLY);
 
+	if (fd < 0)
+		err(1, "memory.reclaim");
 	/* It fails if there is less. */
-	if (fd < 0 || (write(fd, amount, strlen(amount)) < 0 && errno != EAGAIN))
+	if (write(fd, amount, strlen(amount)) >= 0)
+		done(RECLAIMED, 1);
+	else if (errno != EAGAIN)
 		err(1, "memory.reclaim");
 	close(fd);
-	done(RECLAIMED, 1);
 }
 
 static void *reclaims(void *unused)
@@ -111,6 +117,14 @@ static void threads(void)
 		pthread_join(ids[i], NULL);
 }
 
+static void end(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid || status)
+		errx(1, "a process failed");
+}
+
 static pid_t start(void (*work)(void))
 {
 	pid_t pid = fork();
@@ -132,7 +146,7 @@ static void copy_some(void)
 static void fork_for_ever(void)
 {
 	while (!shared->end) {
-		waitpid(start(copy_some), NULL, 0);
+		end(start(copy_some));
 		done(FORKED, 1);
 	}
 }
@@ -152,9 +166,12 @@ static void lineage(void)
 	touch(area, 0, PAGES);
 	for (int i = 0; i < LINEAGE; i++)
 		pids[i] = start(fork_for_ever);
+	/* One among so many, it would seldom run. */
+	if (setpriority(PRIO_PROCESS, 0, -20))
+		err(1, "setpriority");
 	reclaim_for_ever();
 	for (int i = 0; i < LINEAGE; i++)
-		waitpid(pids[i], NULL, 0);
+		end(pids[i]);
 }
 
 /* Others reclaim the memory of a large process, which uses it. */
@@ -162,14 +179,13 @@ static void large(void)
 {
 	pid_t pids[RECLAIMERS];
 
-	area = map(LARGE);
-	touch(area, 0, LARGE);
 	for (int i = 0; i < RECLAIMERS; i++)
 		pids[i] = start(reclaim_for_ever);
+	area = map(LARGE);
 	while (!shared->end)
 		touch(area, 0, LARGE);
 	for (int i = 0; i < RECLAIMERS; i++)
-		waitpid(pids[i], NULL, 0);
+		end(pids[i]);
 }
 
 int main(int argc, char **argv)
@@ -197,7 +213,9 @@ int main(int argc, char **argv)
 	}
 	sleep(atoi(argv[2]));
 	shared->end = 1;
-	waitpid(pid, NULL, 0);
+	end(pid);
+	if (rmdir(GROUP))
+		err(1, "rmdir");
 	for (int kind = 0; kind < NR_KINDS; kind++)
 		if (shared->done[kind])
 			print(kinds[kind], shared->done[kind]);

@@ -15,14 +15,14 @@
 
 #define PAGES	512L
 #define TIMES	31
-#define CACHE	(64L << 20)	/* more than a CPU has */
 
 /* So much of the bitmap is written at once: it takes time to pass over what is not set. */
 #define WRITE	256
 
 static uint64_t pfns[PAGES];
 static unsigned char bits[WRITE], nothing[WRITE];
-static char *cache;
+static char *cache;	/* twice what the CPU has */
+static long cache_size;
 
 static int reached(uint64_t first, uint64_t pfn)
 {
@@ -62,17 +62,37 @@ static int choose(uint64_t *word, size_t *size, int nr)
 	return most;
 }
 
-static long mark(const void *which, size_t size, uint64_t word)
+static int bitmap(void)
 {
 	static int fd = -1;
-	long start;
 
 	if (fd < 0)
 		fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
-	start = now();
-	if (pwrite(fd, which, size, word * 8) != (ssize_t)size)
+	if (fd < 0)
 		err(1, "page_idle");
+	return fd;
+}
+
+static long mark(const void *which, size_t size, uint64_t word)
+{
+	const int fd = bitmap();
+	const long start = now();
+
+	if (pwrite(fd, which, size, word * 8) != (ssize_t)size)
+		errx(1, "page_idle does not take %zu bytes at %lu", size, (unsigned long)word * 8);
 	return now() - start;
+}
+
+/* A page that was not walked is not idle. */
+static void see_marked(size_t size, uint64_t word)
+{
+	unsigned char seen[WRITE];
+
+	if (pread(bitmap(), seen, size, word * 8) != (ssize_t)size)
+		errx(1, "page_idle cannot be read");
+	for (size_t i = 0; i < size; i++)
+		if ((seen[i] & bits[i]) != bits[i])
+			errx(1, "a page was not walked");
 }
 
 static void find_pages(char *p, long nr)
@@ -84,7 +104,7 @@ static void find_pages(char *p, long nr)
 
 static void evict(void)
 {
-	for (long i = 0; i < CACHE; i += 64)
+	for (long i = 0; i < cache_size; i += 64)
 		cache[i]++;
 }
 
@@ -99,10 +119,17 @@ static void print_row(const char *what, int nr_children, int nr_vmas, const char
 	print(text, cost);
 }
 
-/* A walk for each of the pages; then for one whose mappings are in no cache. */
-static void walks(char *p, const char *what, int nr_children, int nr_vmas, int cold)
+static int compare(const void *a, const void *b)
 {
-	long best = LONG_MAX, idle = LONG_MAX;
+	const long x = *(const long *)a, y = *(const long *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* A walk for each of the pages; then for one whose mappings are in no cache. */
+static void walks(char *p, const char *what, int nr_children, int nr_vmas, int and_cold)
+{
+	long best = LONG_MAX, idle = LONG_MAX, cold[TIMES];
 	uint64_t word;
 	size_t size;
 	int nr;
@@ -113,21 +140,22 @@ static void walks(char *p, const char *what, int nr_children, int nr_vmas, int c
 		keep_best(&best, mark(bits, size, word));
 		keep_best(&idle, mark(nothing, size, word));
 	}
+	see_marked(size, word);
 	print_row(what, nr_children, nr_vmas, "", (best - idle) / nr);
-	if (!cold)
+	if (!and_cold)
 		return;
 
-	best = LONG_MAX;
-	idle = LONG_MAX;
 	for (int i = 0; i < TIMES; i++) {
 		pfns[0] = pfn_of(p + i * (PAGES / TIMES) * PAGE);
 		choose(&word, &size, 1);
 		evict();
-		keep_best(&best, mark(bits, size, word));
+		cold[i] = mark(bits, size, word);
+		see_marked(size, word);
 		evict();
-		keep_best(&idle, mark(nothing, size, word));
+		cold[i] -= mark(nothing, size, word);
 	}
-	print_row(what, nr_children, nr_vmas, ", not in the caches", best - idle);
+	qsort(cold, TIMES, sizeof(*cold), compare);
+	print_row(what, nr_children, nr_vmas, ", not in the caches", cold[TIMES / 2]);
 }
 
 static char *map_in(int nr_vmas)
@@ -193,9 +221,9 @@ static void print_forks(const char *which, struct cost empty)
 		keep_best(&best.fork, cost.fork);
 		keep_best(&best.exit, cost.exit);
 	}
-	snprintf(what, sizeof(what), "fork, for each VMA%s", which);
+	snprintf(what, sizeof(what), "fork, for each empty VMA%s", which);
 	print(what, (best.fork - empty.fork) / NR);
-	snprintf(what, sizeof(what), "exit, for each VMA%s", which);
+	snprintf(what, sizeof(what), "exit, for each empty VMA%s", which);
 	print(what, (best.exit - empty.exit) / NR);
 }
 
@@ -203,6 +231,7 @@ static void print_forks(const char *which, struct cost empty)
 static void at_depth(int depth, struct cost empty)
 {
 	char which[32];
+	int status;
 
 	for (int generation = 0; generation < depth; generation++) {
 		pid_t pid = fork();
@@ -210,7 +239,8 @@ static void at_depth(int depth, struct cost empty)
 		if (pid < 0)
 			err(1, "fork");
 		if (pid) {
-			waitpid(pid, NULL, 0);
+			if (waitpid(pid, &status, 0) != pid || status)
+				errx(1, "a child failed");
 			if (generation)
 				_exit(0);
 			return;
@@ -252,8 +282,11 @@ static void measure(void)
 	forks();
 	alone(0);
 	alone(NR);
-	cache = map(CACHE / PAGE);
-	madvise(cache, CACHE, MADV_DONTFORK);
+	cache_size = 2 * sysconf(_SC_LEVEL3_CACHE_SIZE);
+	if (cache_size < 64L << 20)
+		cache_size = 64L << 20;
+	cache = map(cache_size / PAGE);
+	madvise(cache, cache_size, MADV_DONTFORK);
 	for (int i = 0; i < 3; i++) {
 		shared(children[i], 1);
 		shared(children[i], 256);

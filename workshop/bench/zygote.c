@@ -20,9 +20,8 @@ static void map_more(char *old, int app)
 		/* One page in front, so that nothing merges */
 		char *p = map(PAGES + 1) + PAGE;
 
-		mprotect(p - PAGE, PAGE, PROT_NONE);
 		touch(p, 0, PAGES);
-		if (mprotect(p + 2 * PAGE, 2 * PAGE, PROT_READ))
+		if (mprotect(p - PAGE, PAGE, PROT_NONE) || mprotect(p + 2 * PAGE, 2 * PAGE, PROT_READ))
 			err(1, "mprotect");
 	}
 }
