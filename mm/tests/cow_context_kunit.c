@@ -995,9 +995,11 @@ static void cow_context_gate(struct kunit *test)
 static void cow_context_walk_holds(struct kunit *test)
 {
 	struct test_mm *root, *top, *child, *last;
+	struct cow_context *context;
 	struct test_tree tree;
 
 	root = tree_init(test, &tree, 4);
+	context = root->context;
 	top = tree_fork(test, &tree, root);
 	last = tree_fork(test, &tree, top);
 	child = tree_fork(test, &tree, top);
@@ -1010,13 +1012,13 @@ static void cow_context_walk_holds(struct kunit *test)
 	exit_mm(top);
 	come_far(&walk);
 	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_next(&walk), last->context);
-	KUNIT_EXPECT_PTR_EQ(test, walk.gated, last->context->root);
+	KUNIT_EXPECT_PTR_EQ(test, walk.gated, context);
 	/* That of the context where the walk began, and the pin */
-	KUNIT_EXPECT_EQ(test, refcount_read(&walk.gated->refs), 2);
+	KUNIT_EXPECT_EQ(test, refcount_read(&context->refs), 2);
 	KUNIT_EXPECT_NULL(test, cow_context_walk_next(&walk));
 	KUNIT_EXPECT_NULL(test, walk.gated);
-	KUNIT_EXPECT_EQ(test, refcount_read(&last->context->root->refs), 1);
-	KUNIT_EXPECT_EQ(test, atomic_read(&last->context->root->gate), 0);
+	KUNIT_EXPECT_EQ(test, refcount_read(&context->refs), 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->gate), 0);
 	exit_mm(child);
 	exit_mm(last);
 }

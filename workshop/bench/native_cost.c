@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 
 #define PAGES	512L
-#define TIMES	31
+#define TIMES	15
 
 /* So much of the bitmap is written at once: it takes time to pass over what is not set. */
 #define WRITE	256
