@@ -57,11 +57,11 @@ static inline char *map(long nr_pages)
 	return p;
 }
 
-/* What differs in protection does not merge: so many VMAs of one page each */
-static inline void split_apart(char *p, long nr)
+/* What differs in protection does not merge: so many VMAs of so many pages each */
+static inline void split_apart(char *p, long nr, long nr_pages)
 {
 	for (long i = 0; i < nr; i += 2)
-		if (mprotect(p + i * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC))
+		if (mprotect(p + i * nr_pages * PAGE, nr_pages * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC))
 			err(1, "mprotect");
 }
 
@@ -69,7 +69,7 @@ static inline char *map_apart(void)
 {
 	char *p = map(NR);
 
-	split_apart(p, NR);
+	split_apart(p, NR, 1);
 	return p;
 }
 
@@ -223,6 +223,29 @@ static inline struct cost fork_and_exit(void)
 		close(go[1]);
 	}
 	return best;
+}
+
+/*
+ * False in this process, once a descendant that is so many forks away has ended; true in
+ * that descendant, which has to end by _exit(0).  With depth 0 that is this process.
+ */
+static inline int is_descendant(int depth)
+{
+	for (int generation = 0; generation < depth; generation++) {
+		pid_t pid = fork();
+		int status;
+
+		if (pid < 0)
+			err(1, "fork");
+		if (pid) {
+			if (waitpid(pid, &status, 0) != pid || status)
+				errx(1, "a child failed");
+			if (generation)
+				_exit(0);
+			return 0;
+		}
+	}
+	return 1;
 }
 
 #endif

@@ -8,7 +8,6 @@
  */
 #include "cost.h"
 
-#include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -162,10 +161,8 @@ static char *map_in(int nr_vmas)
 {
 	char *p = map(PAGES);
 
-	for (int i = 0; i < nr_vmas; i += 2)
-		if (nr_vmas > 1 && mprotect(p + i * (PAGES / nr_vmas) * PAGE, PAGES / nr_vmas * PAGE,
-					    PROT_READ | PROT_WRITE | PROT_EXEC))
-			err(1, "mprotect");
+	if (nr_vmas > 1)
+		split_apart(p, nr_vmas, PAGES / nr_vmas);
 	touch(p, 0, PAGES);
 	return p;
 }
@@ -203,17 +200,16 @@ static void alone(int other_vmas)
 {
 	char *others = map(2 * NR), *p = map_in(1);
 
-	split_apart(others, other_vmas);
+	split_apart(others, other_vmas, 1);
 	touch(others, 0, other_vmas);
 	walks(p, other_vmas ? "walk, no children, 1000 VMAs" : "walk, no children, 1 VMA", 0, 0, 0);
 	munmap(others, 2 * NR * PAGE);
 	munmap(p, PAGES * PAGE);
 }
 
-static void print_forks(const char *which, struct cost empty)
+static struct cost best_fork_and_exit(void)
 {
-	struct cost best = fork_and_exit();
-	char what[96];
+	struct cost best = { LONG_MAX, LONG_MAX };
 
 	for (int i = 0; i < TIMES; i++) {
 		struct cost cost = fork_and_exit();
@@ -221,6 +217,14 @@ static void print_forks(const char *which, struct cost empty)
 		keep_best(&best.fork, cost.fork);
 		keep_best(&best.exit, cost.exit);
 	}
+	return best;
+}
+
+static void print_forks(const char *which, struct cost empty)
+{
+	struct cost best = best_fork_and_exit();
+	char what[96];
+
 	snprintf(what, sizeof(what), "fork, for each empty VMA%s", which);
 	print(what, (best.fork - empty.fork) / NR);
 	snprintf(what, sizeof(what), "exit, for each empty VMA%s", which);
@@ -231,21 +235,9 @@ static void print_forks(const char *which, struct cost empty)
 static void at_depth(int depth, struct cost empty)
 {
 	char which[32];
-	int status;
 
-	for (int generation = 0; generation < depth; generation++) {
-		pid_t pid = fork();
-
-		if (pid < 0)
-			err(1, "fork");
-		if (pid) {
-			if (waitpid(pid, &status, 0) != pid || status)
-				errx(1, "a child failed");
-			if (generation)
-				_exit(0);
-			return;
-		}
-	}
+	if (!is_descendant(depth))
+		return;
 	snprintf(which, sizeof(which), ", at depth %d", depth);
 	print_forks(which, empty);
 	if (depth)
@@ -254,16 +246,9 @@ static void at_depth(int depth, struct cost empty)
 
 static void forks(void)
 {
-	struct cost empty = { LONG_MAX, LONG_MAX };
-	char *p;
+	struct cost empty = best_fork_and_exit();
+	char *p = map_apart();
 
-	for (int i = 0; i < TIMES; i++) {
-		struct cost cost = fork_and_exit();
-
-		keep_best(&empty.fork, cost.fork);
-		keep_best(&empty.exit, cost.exit);
-	}
-	p = map_apart();
 	print_forks(" that was never touched", empty);
 	/* Present pages would have to be write-protected, which is the host's work. */
 	touch(p, 0, NR);

@@ -169,7 +169,7 @@ static char *merged(long nr_pages, int apart)
 	for (long i = 0; i < nr_pages; i++)
 		memset(p + i * PAGE, 'k', PAGE);
 	if (apart)
-		split_apart(p, nr_pages);
+		split_apart(p, nr_pages, 1);
 	if (madvise(p, nr_pages * PAGE, MADV_MERGEABLE))
 		err(1, "madvise");
 	write_to("/sys/kernel/mm/ksm/run", "2");

@@ -14,18 +14,8 @@ static void at_depth(int depth, struct cost empty)
 	struct cost cost;
 	char what[64];
 
-	for (int generation = 0; generation < depth; generation++) {
-		pid_t pid = fork();
-
-		if (pid < 0)
-			err(1, "fork");
-		if (pid) {
-			waitpid(pid, NULL, 0);
-			if (generation)
-				_exit(0);
-			return;
-		}
-	}
+	if (!is_descendant(depth))
+		return;
 	cost = fork_and_exit();
 	snprintf(what, sizeof(what), "fork, for each VMA, at depth %d", depth);
 	print(what, (cost.fork - empty.fork) / NR);
