@@ -8,7 +8,7 @@ export KERNEL CONFIG ARCH
 
 # Each is a script of that name.
 scripts := run try test tree export check kernel kunit vma-tests selftests shell bisectable bisect \
-	bench bench-native report coverage failing models configs stress programs
+	bench bench-native bench-locks bench-slab report coverage failing models configs stress programs
 
 .PHONY: help $(scripts) protections workshop-tests clean
 .NOTPARALLEL:

@@ -27,8 +27,9 @@
  * Locks.
  *
  *   mmap_lock
- *     cow_context->rwsem		held for read: context->mm stays set
- *       page table locks
+ *     VMA lock			by who changes a VMA; walks only try
+ *       cow_context->rwsem	held for read: context->mm stays set
+ *         page table locks
  *
  *   cow_context->lock (of the root)	the list; innermost
  *
@@ -48,6 +49,7 @@
 #include <linux/wait_bit.h>
 
 #include "cow_context.h"
+#include "internal.h"
 
 /* So many contexts a walk passes over before it lets others have the CPU. */
 #define COW_CONTEXT_WALK_BATCH	256
@@ -57,6 +59,11 @@
 
 static struct kmem_cache *cow_context_cachep;
 static struct kmem_cache *cow_moved_cachep;
+
+static unsigned long cow_unmoved(const struct cow_context *context)
+{
+	return (unsigned long)context | VM_COW_UNMOVED;
+}
 
 static void cow_context_ctor(void *data)
 {
@@ -103,7 +110,7 @@ struct cow_context *cow_context_alloc(struct mm_struct *mm)
 		return NULL;
 
 	context->mm = mm;
-	context->hint = NULL;
+	context->hint = 0;
 	context->moved = RB_ROOT_CACHED;
 	context->moved_first = ULONG_MAX;
 	context->unmapping = NULL;
@@ -162,6 +169,21 @@ void cow_context_release(struct cow_context *context)
 	VM_WARN_ON_ONCE(context && context->mm &&
 			refcount_read(&context->refs) != 1);
 	cow_context_put(context);
+}
+
+/**
+ * __cow_context_lock_write() - Wait for walks that hold an mm.
+ * @context: The context of the mm.
+ *
+ * Context: As cow_context_lock_write().
+ */
+void __cow_context_lock_write(struct cow_context *context)
+{
+	const u64 start = IS_ENABLED(CONFIG_DEBUG_COW_CONTEXT) ? ktime_get_ns() : 0;
+
+	down_write(&context->rwsem);
+	context->hint |= COW_HINT_CONTENDED;
+	cow_check_waited(start);
 }
 
 /**
@@ -228,7 +250,9 @@ void cow_context_detach(struct cow_context *context)
 	if (!context->mm)
 		return;
 
-	cow_context_lock_write(context);
+	/* Not as contended: no walk shall begin to lock VMAs now. */
+	down_write(&context->rwsem);
+	context->hint = 0;
 	/*
 	 * Who sees NULL without taking the lock must also see the page tables
 	 * empty: down_write() does not order them before the store
@@ -244,6 +268,21 @@ void cow_context_detach(struct cow_context *context)
 	rbtree_postorder_for_each_entry_safe(moved, next,
 					     &context->moved.rb_root, rb)
 		cow_moved_free(moved);
+}
+
+/* Walks that hold a VMA, and nothing else, leave it; and none gets another one. */
+static void cow_context_lock_vmas(struct mm_struct *mm)
+{
+	VMA_ITERATOR(vmi, mm, 0);
+	struct vm_area_struct *vma;
+
+	if (likely(!(READ_ONCE(mm->cow_context->hint) & COW_HINT_CONTENDED)))
+		return;
+
+	/* In a fork that has failed the tree may have VMAs of the parent. */
+	for_each_vma(vmi, vma)
+		if (vma->vm_mm == mm)
+			vma_start_write(vma);
 }
 
 /**
@@ -264,6 +303,7 @@ void mm_leave_cow_context(struct mm_struct *mm)
 	if (!context)
 		return;
 
+	cow_context_lock_vmas(mm);
 	cow_context_detach(context);
 	mm->cow_context = NULL;
 	cow_context_put(context);
@@ -396,16 +436,73 @@ static struct cow_context *cow_context_step(const struct cow_context *top,
 	return next->depth > top->depth ? next : NULL;
 }
 
+/*
+ * Read-lock the VMA that a walk found last, if nothing else in the mm can map the
+ * folio.  While it is held it is in the index of @context, as its word says then, and
+ * its entries do not move: whatever does that has it write-locked.  So nothing comes
+ * to be in context->moved that has had its entries.  And the mm does not leave.
+ */
+static struct vm_area_struct *
+cow_context_lock_vma(const struct cow_context_walk *walk,
+		     const struct cow_context *context)
+{
+	struct vm_area_struct *vma = cow_hint_vma(READ_ONCE(context->hint));
+
+	RCU_LOCKDEP_WARN(!rcu_read_lock_held(), "VMA found outside RCU");
+
+	if (walk->first > walk->last || !vma || !vma_start_read_rcu(vma))
+		return NULL;
+
+	if (READ_ONCE(vma->vm_cow) == cow_unmoved(context) &&
+	    walk->first >= vma->vm_start >> PAGE_SHIFT &&
+	    walk->last < vma->vm_end >> PAGE_SHIFT &&
+	    walk->last < READ_ONCE(context->moved_first)) {
+		cow_check_count(COW_CHECK_HELD_VMA);
+		return vma;
+	}
+
+	vma_end_read(vma);
+	return NULL;
+}
+
+/* Hold the VMA where the folio may be, in place of the mm. */
+static noinline void cow_context_hand_over(struct cow_context_walk *walk,
+					   struct cow_context *context)
+{
+	DEFINE_COW_VMA_ITER(iter, context, walk->first, walk->last);
+
+	if (walk->first > walk->last || !cow_vma_iter_next(&iter))
+		return;
+
+	/* It is the hint now, but for other walks and for a moved VMA. */
+	rcu_read_lock();
+	walk->vma = cow_context_lock_vma(walk, context);
+	if (walk->vma)
+		up_read(&context->rwsem);
+	rcu_read_unlock();
+}
+
 /* Go to @context, or the next live one behind it, in an RCU read section that ends. */
 static __always_inline struct cow_context *
 __cow_context_walk(struct cow_context_walk *walk, struct cow_context *context)
 	__releases_shared(RCU)
 {
 	const struct cow_context *top = walk->top;
+	bool hold_vma;
 
 	for (; context; context = cow_context_step(top, context)) {
 		if (unlikely(!(++walk->seen % COW_CONTEXT_WALK_BATCH)))
 			cow_context_walk_batch(walk, context);
+
+		hold_vma = READ_ONCE(context->hint) & COW_HINT_CONTENDED;
+		if (unlikely(hold_vma)) {
+			walk->vma = cow_context_lock_vma(walk, context);
+			if (walk->vma) {
+				rcu_read_unlock();
+				walk->pos = context;
+				return context;
+			}
+		}
 
 		/*
 		 * Pairs with cow_context_detach()
@@ -455,8 +552,24 @@ __cow_context_walk(struct cow_context_walk *walk, struct cow_context *context)
 	return NULL;
 
 found:
+	if (unlikely(hold_vma))
+		cow_context_hand_over(walk, context);
 	walk->pos = context;
 	return context;
+}
+
+static void cow_context_walk_unlock(struct cow_context_walk *walk,
+				    struct cow_context *context)
+{
+	RCU_LOCKDEP_WARN(!rcu_read_lock_held(), "nothing keeps the context");
+
+	if (unlikely(walk->vma)) {
+		vma_end_read(walk->vma);
+		walk->vma = NULL;
+	} else {
+		lockdep_assert_held_read(&context->rwsem);
+		up_read(&context->rwsem);
+	}
 }
 
 /**
@@ -490,7 +603,8 @@ struct cow_context *cow_context_walk_first(struct cow_context_walk *walk)
  * The subtree is that of @walk->top, itself included; contexts come in list
  * order, parents before their children.  A context is live while it has its mm.
  * The one returned is held for read, so that it stays live, until the next call
- * of this function or of cow_context_walk_end().
+ * of this function or of cow_context_walk_end().  If it is contended, and only
+ * @walk->vma can have the pages that the walk is for, that is held in its place.
  *
  * A context that is live all the time is returned if it was linked before the
  * walk began, or before the walk left the context it was forked from.  One that
@@ -511,9 +625,9 @@ struct cow_context *cow_context_walk_first(struct cow_context_walk *walk)
  *
  * Context: May sleep.  No cow_context->rwsem may be held but that of
  *	    @walk->pos.  Nor may an outer RCU read section be.
- * Return: The context, with its rwsem held for read; or NULL with no lock held,
- *	   at the end of the subtree or, with @walk->try_lock, where a context
- *	   was locked, which sets @walk->contended.
+ * Return: The context, with its rwsem or @walk->vma held for read; or NULL with
+ *	   no lock held, at the end of the subtree or, with @walk->try_lock, where
+ *	   a context was locked, which sets @walk->contended.
  */
 struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 {
@@ -528,8 +642,7 @@ struct cow_context *cow_context_walk_next(struct cow_context_walk *walk)
 		return cow_context_walk_first(walk);
 	}
 
-	lockdep_assert_held_read(&context->rwsem);
-	up_read(&context->rwsem);
+	cow_context_walk_unlock(walk, context);
 	return __cow_context_walk(walk, cow_context_step(walk->top, context));
 }
 
@@ -554,7 +667,7 @@ void cow_context_walk_end(struct cow_context_walk *walk)
 	 * (litmus: walk-end+rcu).
 	 */
 	rcu_read_lock();
-	up_read(&context->rwsem);
+	cow_context_walk_unlock(walk, context);
 	rcu_read_unlock();
 	cow_context_walk_ends(walk);
 	cow_context_open_gate(walk);
@@ -577,7 +690,8 @@ INTERVAL_TREE_DEFINE(struct cow_moved, rb, pgoff_t, subtree_last,
 static void cow_moved_insert(struct cow_context *context, struct cow_moved *moved)
 {
 	cow_moved_tree_insert(moved, &context->moved);
-	context->moved_first = min(context->moved_first, cow_moved_first(moved));
+	WRITE_ONCE(context->moved_first,
+		   min(context->moved_first, cow_moved_first(moved)));
 }
 
 static void cow_moved_remove(struct cow_context *context, struct cow_moved *moved)
@@ -586,25 +700,13 @@ static void cow_moved_remove(struct cow_context *context, struct cow_moved *move
 
 	cow_moved_tree_remove(moved, &context->moved);
 	leftmost = rb_first_cached(&context->moved);
-	context->moved_first = leftmost ?
-		cow_moved_first(rb_entry(leftmost, struct cow_moved, rb)) : ULONG_MAX;
+	WRITE_ONCE(context->moved_first, leftmost ?
+		   cow_moved_first(rb_entry(leftmost, struct cow_moved, rb)) : ULONG_MAX);
 }
 
 static struct cow_moved *vma_moved(const struct vm_area_struct *vma)
 {
 	return vma_is_moved(vma) ? (struct cow_moved *)vma->vm_cow : NULL;
-}
-
-/* What changes the index has taken the lock so that the hint is forgotten. */
-static void cow_index_assert_locked(const struct cow_context *context)
-{
-	lockdep_assert_held_write(&context->rwsem);
-	VM_WARN_ON_ONCE(context->hint);
-}
-
-static unsigned long cow_unmoved(const struct cow_context *context)
-{
-	return (unsigned long)context | VM_COW_UNMOVED;
 }
 
 /* Are the VMA's folios, if it has any, where their indices say? */
@@ -692,7 +794,7 @@ void cow_index_add(struct vm_area_struct *vma, struct cow_moved *moved)
 		return;
 	}
 
-	cow_index_assert_locked(context);
+	lockdep_assert_held_write(&context->rwsem);
 	moved->vma = vma;
 	cow_moved_insert(context, moved);
 	WRITE_ONCE(vma->vm_cow, (unsigned long)moved);
@@ -731,7 +833,9 @@ void cow_index_del(struct vm_area_struct *vma)
 	struct cow_context *context = vma->vm_mm->cow_context;
 	struct cow_moved *moved = vma_moved(vma);
 
-	cow_index_assert_locked(context);
+	lockdep_assert_held_write(&context->rwsem);
+	if (cow_hint_vma(context->hint) == vma)
+		context->hint &= COW_HINT_CONTENDED;
 	WRITE_ONCE(vma->vm_cow, 0);
 	if (moved) {
 		cow_moved_remove(context, moved);
@@ -779,7 +883,7 @@ void cow_index_pre_update(struct vm_area_struct *vma)
 	struct cow_context *context = vma->vm_mm->cow_context;
 	struct cow_moved *moved = vma_moved(vma);
 
-	cow_index_assert_locked(context);
+	lockdep_assert_held_write(&context->rwsem);
 	if (moved)
 		cow_moved_remove(context, moved);
 }
@@ -795,7 +899,7 @@ void cow_index_post_update(struct vm_area_struct *vma)
 	struct cow_context *context = vma->vm_mm->cow_context;
 	struct cow_moved *moved = vma_moved(vma);
 
-	cow_index_assert_locked(context);
+	lockdep_assert_held_write(&context->rwsem);
 	if (moved)
 		cow_moved_insert(context, moved);
 	else
@@ -878,7 +982,7 @@ pgoff_t cow_index_new_pgoff(struct cow_context *context, pgoff_t home,
 void cow_context_set_unmapping(struct cow_context *context,
 			       const struct cow_unmapping *unmapping)
 {
-	cow_index_assert_locked(context);
+	lockdep_assert_held_write(&context->rwsem);
 	VM_WARN_ON_ONCE(unmapping && context->unmapping);
 	context->unmapping = unmapping;
 }
@@ -947,11 +1051,11 @@ static struct vm_area_struct *cow_vma_iter_unmoved(struct cow_vma_iter *iter)
 		/* Most walks are about one page, and find it there. */
 		vma = mtree_load(&context->mm->mm_mt, addr);
 		if (cow_vma_is_unmoved(vma, context, addr)) {
-			/*
-			 * Another walk that has the lock did not look at the
-			 * word (litmus: hint+release).
-			 */
-			smp_store_release(&context->hint, vma);
+			const unsigned long flag = READ_ONCE(context->hint) &
+						   COW_HINT_CONTENDED;
+
+			/* Other walks do not look at the word (litmus: hint+release). */
+			smp_store_release(&context->hint, (unsigned long)vma | flag);
 			iter->next = vma->vm_end >> PAGE_SHIFT;
 			goto unlock;
 		}

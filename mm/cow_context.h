@@ -57,8 +57,8 @@ struct cow_unmapping {
  * @rwsem: Held for read, it keeps @mm set, and the VMAs in the index and their
  *	   page tables as they are.
  * @mm: The mm, or NULL once it has no page tables left.
- * @hint: The VMA that a walk found last by its address, or NULL.  Forgotten by
- *	  cow_context_lock_write(), not by mm_take_all_locks(), which changes none.
+ * @hint: The VMA that a walk found last by its address, or NULL, until it leaves
+ *	  the index; and COW_HINT_CONTENDED.
  * @moved: The VMAs in the index that are not where their folios' indices say.
  * @moved_first: The lowest anonymous page offset in @moved, or ULONG_MAX.
  * @unmapping: The VMAs in the index that a munmap has taken out of mm->mm_mt.
@@ -83,7 +83,7 @@ struct cow_context {
 	/* One cache line is enough to go here, lock, and find what was found last. */
 	struct list_head	tree;
 	struct mm_struct	*mm;
-	struct vm_area_struct	*hint;
+	unsigned long		hint;
 	pgoff_t			moved_first;
 	u64			depth;
 	struct rw_semaphore	rwsem;	/* its first two words */
@@ -99,6 +99,17 @@ struct cow_context {
 	atomic_t		gate;
 	struct rcu_head		rcu;
 } __aligned(8);			/* folio->migrate_info has three bits more */
+
+/*
+ * In context->hint: what changes VMAs had to wait for a walk.  From then on walks
+ * lock the VMA that they find, if they can, and not all of the mm.
+ */
+#define COW_HINT_CONTENDED	1UL
+
+static inline struct vm_area_struct *cow_hint_vma(unsigned long hint)
+{
+	return (struct vm_area_struct *)(hint & ~COW_HINT_CONTENDED);
+}
 
 /**
  * cow_context_get() - Take another reference to a context.
@@ -133,7 +144,11 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent);
 /**
  * struct cow_context_walk - a walk over the live contexts of a subtree
  * @top: Where the walk begins.
- * @pos: Where the walk stands, held for read; NULL before and after the walk.
+ * @pos: Where the walk stands; NULL before and after the walk.  Held for read, or
+ *	 @vma is, which keeps @pos as well.
+ * @vma: The only VMA at @pos that may map the folio, read-locked; or NULL.
+ * @first: First page offset of the folio that the walk is for.
+ * @last: Last page offset, below @first if it is for others, too.
  * @try_lock: End the walk at a context that would have to be waited for.
  * @contended: Set if that has happened.
  * @gated: The root, which is pinned, if the walk keeps the forks of its tree waiting.
@@ -146,6 +161,8 @@ void cow_context_fork(struct cow_context *child, struct cow_context *parent);
 struct cow_context_walk {
 	struct cow_context	*top;
 	struct cow_context	*pos;
+	struct vm_area_struct	*vma;
+	pgoff_t			first, last;
 	struct cow_context	*gated;
 	unsigned long		seen;
 	unsigned long		enough;
@@ -159,6 +176,7 @@ struct cow_context_walk {
 #define DEFINE_COW_CONTEXT_WALK(name, _top, _try_lock)	\
 	struct cow_context_walk name = {			\
 		.top = (_top),					\
+		.first = ULONG_MAX,				\
 		.try_lock = (_try_lock),			\
 	}
 
@@ -170,18 +188,20 @@ void cow_context_walk_end(struct cow_context_walk *walk);
 /*
  * What happens to a folio so seldom that tests have to see that it did: it is
  * given to the context that all who may map it share, or to the only one that
- * maps it, or has an exclusive migration entry though it was shared.
+ * maps it, or has an exclusive migration entry though it was shared.  And a walk
+ * holds a VMA in place of the mm.
  */
 enum cow_check_event {
 	COW_CHECK_WIDENED,
 	COW_CHECK_NARROWED,
 	COW_CHECK_SOLE,
+	COW_CHECK_HELD_VMA,
 	COW_CHECK_NR_EVENTS,
 };
 
 #ifdef CONFIG_DEBUG_COW_CONTEXT
 void cow_check_count(enum cow_check_event event);
-void cow_context_lock_write(struct cow_context *context);
+void cow_check_waited(u64 start);
 void cow_context_walk_begins(struct cow_context_walk *walk);
 void cow_context_walk_ends(const struct cow_context_walk *walk);
 #else
@@ -189,10 +209,8 @@ static inline void cow_check_count(enum cow_check_event event)
 {
 }
 
-static inline void cow_context_lock_write(struct cow_context *context)
+static inline void cow_check_waited(u64 start)
 {
-	down_write(&context->rwsem);
-	context->hint = NULL;
 }
 
 static inline void cow_context_walk_begins(struct cow_context_walk *walk)
@@ -203,6 +221,21 @@ static inline void cow_context_walk_ends(const struct cow_context_walk *walk)
 {
 }
 #endif
+
+void __cow_context_lock_write(struct cow_context *context);
+
+/**
+ * cow_context_lock_write() - Keep walks out of an mm.
+ * @context: The context of the mm.
+ *
+ * Context: mmap_lock held; sleeps until no walk holds the mm.
+ */
+static inline void cow_context_lock_write(struct cow_context *context)
+{
+	might_lock(&context->rwsem);
+	if (unlikely(!down_write_trylock(&context->rwsem)))
+		__cow_context_lock_write(context);
+}
 
 static inline void cow_context_unlock_write(struct cow_context *context)
 {
@@ -313,13 +346,13 @@ static inline struct vm_area_struct *
 cow_vma_iter_next(struct cow_vma_iter *iter)
 {
 	const struct cow_context *context = iter->context;
-	struct vm_area_struct *vma = READ_ONCE(context->hint);
+	struct vm_area_struct *vma = cow_hint_vma(READ_ONCE(context->hint));
 
 	lockdep_assert_held_read(&context->rwsem);
 
 	/*
-	 * Walks for neighbouring folios find the same VMA.  It is in the index as it
-	 * was: what changes that holds the lock for write, and so clears the hint.
+	 * Walks for neighbouring folios find the same VMA.  It is in the index: what
+	 * takes it out of that forgets it.
 	 */
 	if (!iter->next && vma && iter->first >= vma->vm_start >> PAGE_SHIFT &&
 	    iter->first < vma->vm_end >> PAGE_SHIFT) {

@@ -63,17 +63,11 @@ void cow_check_count(enum cow_check_event event)
 }
 
 /**
- * cow_context_lock_write() - Keep walks out of an mm, and see how long that takes.
- * @context: The context of the mm.
- *
- * Context: mmap_lock held; sleeps until no walk looks into the mm.
+ * cow_check_waited() - Note how long what changes an mm has waited for walks.
+ * @start: When it began.
  */
-void cow_context_lock_write(struct cow_context *context)
+void cow_check_waited(u64 start)
 {
-	const u64 start = ktime_get_ns();
-
-	down_write(&context->rwsem);
-	context->hint = NULL;
 	cow_check_took(&longest_wait, start);
 }
 
@@ -510,6 +504,8 @@ static int cow_check_show(struct seq_file *seq, void *unused)
 		   atomic64_read(&nr_events[COW_CHECK_NARROWED]));
 	seq_printf(seq, "sole_mappings\t%lld\n",
 		   atomic64_read(&nr_events[COW_CHECK_SOLE]));
+	seq_printf(seq, "held_vmas\t%lld\n",
+		   atomic64_read(&nr_events[COW_CHECK_HELD_VMA]));
 	seq_printf(seq, "longest_walk\t%lld ns\n", atomic64_read(&longest_walk));
 	seq_printf(seq, "longest_wait\t%lld ns\n", atomic64_read(&longest_wait));
 	return 0;

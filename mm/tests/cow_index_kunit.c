@@ -17,6 +17,7 @@
 #include <linux/bitmap.h>
 #include <linux/completion.h>
 #include <linux/ctype.h>
+#include <linux/delay.h>
 #include <linux/hugetlb.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
@@ -59,7 +60,8 @@ static void test_mm_exit(void *data)
 	unsigned int i;
 
 	mmap_write_lock(tm->mm);
-	cow_context_detach(tm->context);
+	if (tm->mm->cow_context)
+		cow_context_detach(tm->context);
 	__mt_destroy(&tm->mm->mm_mt);
 	mmap_write_unlock(tm->mm);
 
@@ -442,14 +444,13 @@ static void cow_index_hint(struct kunit *test)
 	draw(tm, "aaaabbcC");
 	vma = tm->vmas['a'];
 	KUNIT_EXPECT_STREQ(test, visit(tm, 1, 1), "a");
-	KUNIT_EXPECT_PTR_EQ(test, tm->context->hint, vma);
+	KUNIT_EXPECT_PTR_EQ(test, cow_hint_vma(tm->context->hint), vma);
 	expect_map(tm, "aaaabbcC", "remembered");
 
 	/* It shrinks. */
 	KUNIT_EXPECT_STREQ(test, visit(tm, 3, 3), "a");
 	store(tm, 3, 1, NULL);
 	cow_context_lock_write(tm->context);
-	KUNIT_EXPECT_NULL(test, tm->context->hint);
 	set_range(vma, 0, 3, 0);
 	cow_context_unlock_write(tm->context);
 	KUNIT_EXPECT_STREQ(test, visit(tm, 3, 3), "");
@@ -472,6 +473,153 @@ static void cow_index_hint(struct kunit *test)
 	KUNIT_EXPECT_STREQ(test, visit(tm, 6, 6), "c");
 	leave(tm, 'c');
 	KUNIT_EXPECT_STREQ(test, visit(tm, 6, 6), "");
+}
+
+static void attach(struct test_mm *tm, struct vm_area_struct *vma, bool attached)
+{
+	mmap_write_lock(tm->mm);
+	vma_start_write(vma);
+	if (attached)
+		vma_mark_attached(vma);
+	else
+		vma_mark_detached(vma);
+	mmap_write_unlock(tm->mm);
+}
+
+/* What a walk for these offsets holds: an mm by a dot, or that VMA in it. */
+static char held_by_walk(struct test_mm *tm, pgoff_t first, pgoff_t last)
+{
+	DEFINE_COW_CONTEXT_WALK(walk, tm->context, false);
+	bool locked;
+	char held;
+
+	walk.first = first;
+	walk.last = last;
+	KUNIT_EXPECT_PTR_EQ(tm->test, cow_context_walk_next(&walk), tm->context);
+	held = walk.vma ? (unsigned long)walk.vma->vm_private_data : '.';
+
+	/* What changes another VMA need not wait. */
+	locked = !down_write_trylock(&tm->context->rwsem);
+	KUNIT_EXPECT_EQ(tm->test, locked, held == '.');
+	if (!locked)
+		up_write(&tm->context->rwsem);
+	KUNIT_EXPECT_NULL(tm->test, cow_context_walk_next(&walk));
+	KUNIT_EXPECT_NULL(tm->test, walk.vma);
+	return held;
+}
+
+/* A walk holds the only VMA that it is for, if another one had to be waited for. */
+static void cow_index_contended(struct kunit *test)
+{
+	struct test_mm *tm = test_mm_init(test);
+	struct vm_area_struct *a, *b;
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "VMAs have no locks of their own");
+
+	draw(tm, "aaaabbcC");
+	a = tm->vmas['a'];
+	b = tm->vmas['b'];
+	attach(tm, a, true);
+	attach(tm, b, true);
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), '.');
+
+	cow_context_lock_write(tm->context);
+	tm->context->hint |= COW_HINT_CONTENDED;
+	cow_context_unlock_write(tm->context);
+	/* By the tree, by the hint, and by the tree again */
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), 'a');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 3), 'a');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 5, 5), 'b');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), 'a');
+	/* Not both of two, nor what is not attached, or not there */
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 3, 4), '.');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 6, 6), '.');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 8, 8), '.');
+
+	/* Nor a VMA that is locked */
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), 'a');
+	mmap_write_lock(tm->mm);
+	vma_start_write(a);
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), '.');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 4, 4), 'b');
+	mmap_write_unlock(tm->mm);
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), 'a');
+
+	/* Nor one whose folio may be in another one, which was moved */
+	KUNIT_ASSERT_EQ(test, make_moved(b), 0);
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), 'a');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 4, 4), '.');
+	cow_context_lock_write(tm->context);
+	cow_index_pre_update(b);
+	__vma_set_anon_pgoff(b, 1);
+	cow_index_post_update(b);
+	cow_context_unlock_write(tm->context);
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), '.');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 0), 'a');
+
+	/* Nor one that has left the index */
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 0), 'a');
+	leave(tm, 'a');
+	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 0), '.');
+
+	attach(tm, a, false);
+	attach(tm, b, false);
+}
+
+struct leaver {
+	struct mm_struct *mm;
+	bool left;
+};
+
+static int leaver_fn(void *data)
+{
+	struct leaver *leaver = data;
+
+	mmap_write_lock(leaver->mm);
+	mm_leave_cow_context(leaver->mm);
+	WRITE_ONCE(leaver->left, true);
+	mmap_write_unlock(leaver->mm);
+	return 0;
+}
+
+/* An mm does not leave its context while a walk holds nothing but a VMA. */
+static void cow_index_contended_exit(struct kunit *test)
+{
+	struct test_mm *tm = test_mm_init(test);
+	DEFINE_COW_CONTEXT_WALK(walk, tm->context, false);
+	struct leaver leaver = { .mm = tm->mm };
+	struct vm_area_struct *vma;
+	struct task_struct *task;
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "VMAs have no locks of their own");
+
+	draw(tm, "aaaa");
+	vma = tm->vmas['a'];
+	attach(tm, vma, true);
+	cow_context_lock_write(tm->context);
+	tm->context->hint |= COW_HINT_CONTENDED;
+	cow_context_unlock_write(tm->context);
+
+	walk.first = 1;
+	walk.last = 1;
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_next(&walk), tm->context);
+	KUNIT_EXPECT_PTR_EQ(test, walk.vma, vma);
+
+	task = kthread_run(leaver_fn, &leaver, "cow_leaver");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(task));
+	get_task_struct(task);
+	for (int i = 0; i < 100 && READ_ONCE(task->__state) != TASK_UNINTERRUPTIBLE; i++)
+		msleep(20);
+	msleep(50);
+	KUNIT_EXPECT_FALSE(test, READ_ONCE(leaver.left));
+
+	KUNIT_EXPECT_NULL(test, cow_context_walk_next(&walk));
+	KUNIT_EXPECT_EQ(test, kthread_stop(task), 0);
+	put_task_struct(task);
+	KUNIT_EXPECT_TRUE(test, leaver.left);
+	attach(tm, vma, false);
 }
 
 static void cow_index_prealloc(struct kunit *test)
@@ -1447,6 +1595,8 @@ static struct kunit_case cow_index_test_cases[] = {
 	KUNIT_CASE(cow_index_unmoved),
 	KUNIT_CASE(cow_index_far_offsets),
 	KUNIT_CASE(cow_index_hint),
+	KUNIT_CASE(cow_index_contended),
+	KUNIT_CASE(cow_index_contended_exit),
 	KUNIT_CASE(cow_index_prealloc),
 	KUNIT_CASE(cow_index_moved),
 	KUNIT_CASE(cow_index_new_offsets),

@@ -1662,7 +1662,7 @@ static void make_files(void)
 }
 
 /* What the kernel does seldom, and has done in a run that is to say something of it */
-static const char * const rare[] = { "widened", "narrowed", "sole_mappings" };
+static const char * const rare[] = { "widened", "narrowed", "sole_mappings", "held_vmas" };
 
 static void print_counts(void)
 {
