@@ -113,6 +113,7 @@ struct cow_context *cow_context_alloc(struct mm_struct *mm)
 	context->hint = 0;
 	context->moved = RB_ROOT_CACHED;
 	context->moved_first = ULONG_MAX;
+	context->moved_left = false;
 	context->unmapping = NULL;
 	/* Not in the constructor: a context that left its list keeps ->next. */
 	INIT_LIST_HEAD(&context->tree);
@@ -182,7 +183,8 @@ void __cow_context_lock_write(struct cow_context *context)
 	const u64 start = IS_ENABLED(CONFIG_DEBUG_COW_CONTEXT) ? ktime_get_ns() : 0;
 
 	down_write(&context->rwsem);
-	context->hint |= COW_HINT_CONTENDED;
+	if (IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		WRITE_ONCE(context->hint, context->hint | COW_HINT_CONTENDED);
 	cow_check_waited(start);
 }
 
@@ -239,8 +241,9 @@ struct cow_context *cow_context_common(struct cow_context *a,
  * entries that still are there; later, it would look at freed page tables.  A
  * second call does nothing.
  *
- * Context: The last user of the mm, with mmap_lock held for write.  Takes
- *	    context->rwsem for write: sleeps until no walk looks into the mm.
+ * Context: The last user of the mm, with mmap_lock held for write, and all VMAs
+ *	    write-locked if the context is contended.  Takes context->rwsem for
+ *	    write: sleeps until no walk looks into the mm.
  */
 void cow_context_detach(struct cow_context *context)
 {
@@ -252,7 +255,7 @@ void cow_context_detach(struct cow_context *context)
 
 	/* Not as contended: no walk shall begin to lock VMAs now. */
 	down_write(&context->rwsem);
-	context->hint = 0;
+	WRITE_ONCE(context->hint, 0);
 	/*
 	 * Who sees NULL without taking the lock must also see the page tables
 	 * empty: down_write() does not order them before the store
@@ -461,7 +464,7 @@ cow_context_lock_vma(const struct cow_context_walk *walk,
 		return vma;
 	}
 
-	vma_end_read(vma);
+	vma_end_read_rcu(vma);
 	return NULL;
 }
 
@@ -564,7 +567,7 @@ static void cow_context_walk_unlock(struct cow_context_walk *walk,
 	RCU_LOCKDEP_WARN(!rcu_read_lock_held(), "nothing keeps the context");
 
 	if (unlikely(walk->vma)) {
-		vma_end_read(walk->vma);
+		vma_end_read_rcu(walk->vma);
 		walk->vma = NULL;
 	} else {
 		lockdep_assert_held_read(&context->rwsem);
@@ -687,6 +690,10 @@ static pgoff_t cow_moved_last(struct cow_moved *moved)
 INTERVAL_TREE_DEFINE(struct cow_moved, rb, pgoff_t, subtree_last,
 		     cow_moved_first, cow_moved_last, static, cow_moved_tree)
 
+/*
+ * Walks look at the lowest offset without the lock.  It is never too high: what is
+ * about to change has left the tree, and mostly comes back before the lock is released.
+ */
 static void cow_moved_insert(struct cow_context *context, struct cow_moved *moved)
 {
 	cow_moved_tree_insert(moved, &context->moved);
@@ -696,10 +703,22 @@ static void cow_moved_insert(struct cow_context *context, struct cow_moved *move
 
 static void cow_moved_remove(struct cow_context *context, struct cow_moved *moved)
 {
-	struct rb_node *leftmost;
-
 	cow_moved_tree_remove(moved, &context->moved);
-	leftmost = rb_first_cached(&context->moved);
+	context->moved_left = true;
+}
+
+/**
+ * cow_moved_update_first() - Find the lowest offset of what is moved.
+ * @context: The context, which nothing is about to come back to.
+ *
+ * Context: context->rwsem held for write.
+ */
+void cow_moved_update_first(struct cow_context *context)
+{
+	struct rb_node *leftmost = rb_first_cached(&context->moved);
+
+	lockdep_assert_held_write(&context->rwsem);
+	context->moved_left = false;
 	WRITE_ONCE(context->moved_first, leftmost ?
 		   cow_moved_first(rb_entry(leftmost, struct cow_moved, rb)) : ULONG_MAX);
 }
@@ -835,7 +854,7 @@ void cow_index_del(struct vm_area_struct *vma)
 
 	lockdep_assert_held_write(&context->rwsem);
 	if (cow_hint_vma(context->hint) == vma)
-		context->hint &= COW_HINT_CONTENDED;
+		WRITE_ONCE(context->hint, context->hint & COW_HINT_CONTENDED);
 	WRITE_ONCE(vma->vm_cow, 0);
 	if (moved) {
 		cow_moved_remove(context, moved);

@@ -61,6 +61,7 @@ struct cow_unmapping {
  *	  the index; and COW_HINT_CONTENDED.
  * @moved: The VMAs in the index that are not where their folios' indices say.
  * @moved_first: The lowest anonymous page offset in @moved, or ULONG_MAX.
+ * @moved_left: A VMA has left @moved, so that @moved_first may be too low.
  * @unmapping: The VMAs in the index that a munmap has taken out of mm->mm_mt.
  * @tree: Position in the pre-order list of the fork tree, a ring.
  * @depth: Generation in the fork tree.  The root has 0.
@@ -89,6 +90,7 @@ struct cow_context {
 	struct rw_semaphore	rwsem;	/* its first two words */
 
 	struct rb_root_cached	moved;
+	bool			moved_left;
 	const struct cow_unmapping *unmapping;
 	struct cow_context	*root;
 	struct cow_context	*parent;
@@ -232,13 +234,18 @@ void __cow_context_lock_write(struct cow_context *context);
  */
 static inline void cow_context_lock_write(struct cow_context *context)
 {
+	might_sleep();
 	might_lock(&context->rwsem);
 	if (unlikely(!down_write_trylock(&context->rwsem)))
 		__cow_context_lock_write(context);
 }
 
+void cow_moved_update_first(struct cow_context *context);
+
 static inline void cow_context_unlock_write(struct cow_context *context)
 {
+	if (unlikely(context->moved_left))
+		cow_moved_update_first(context);
 	up_write(&context->rwsem);
 }
 

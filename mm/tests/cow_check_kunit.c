@@ -81,6 +81,7 @@ static void test_vma_not_in_index(struct kunit *test)
 
 	cow_context_lock_write(current->mm->cow_context);
 	memory->vma->vm_cow = 0;
+	WRITE_ONCE(current->mm->cow_context->hint, 0);
 	cow_context_unlock_write(current->mm->cow_context);
 	KUNIT_EXPECT_EQ(test, nr_wrong(test), NR_PAGES);
 	memory->vma->vm_cow = word;

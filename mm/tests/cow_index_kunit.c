@@ -486,6 +486,14 @@ static void attach(struct test_mm *tm, struct vm_area_struct *vma, bool attached
 	mmap_write_unlock(tm->mm);
 }
 
+/* As if it had to wait */
+static void contend(struct test_mm *tm)
+{
+	__cow_context_lock_write(tm->context);
+	cow_context_unlock_write(tm->context);
+	KUNIT_EXPECT_TRUE(tm->test, tm->context->hint & COW_HINT_CONTENDED);
+}
+
 /* What a walk for these offsets holds: an mm by a dot, or that VMA in it. */
 static char held_by_walk(struct test_mm *tm, pgoff_t first, pgoff_t last)
 {
@@ -512,6 +520,7 @@ static char held_by_walk(struct test_mm *tm, pgoff_t first, pgoff_t last)
 static void cow_index_contended(struct kunit *test)
 {
 	struct test_mm *tm = test_mm_init(test);
+	DEFINE_COW_CONTEXT_WALK(walk, tm->context, true);
 	struct vm_area_struct *a, *b;
 
 	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
@@ -524,9 +533,7 @@ static void cow_index_contended(struct kunit *test)
 	attach(tm, b, true);
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), '.');
 
-	cow_context_lock_write(tm->context);
-	tm->context->hint |= COW_HINT_CONTENDED;
-	cow_context_unlock_write(tm->context);
+	contend(tm);
 	/* By the tree, by the hint, and by the tree again */
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), 'a');
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 3), 'a');
@@ -558,9 +565,21 @@ static void cow_index_contended(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 1, 1), '.');
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 0), 'a');
 
+	/* Not while that is about to change, either */
+	cow_context_lock_write(tm->context);
+	cow_index_pre_update(b);
+	walk.first = 1;
+	walk.last = 1;
+	KUNIT_EXPECT_NULL(test, cow_context_walk_next(&walk));
+	KUNIT_EXPECT_TRUE(test, walk.contended);
+	cow_context_walk_end(&walk);
+	cow_index_post_update(b);
+	cow_context_unlock_write(tm->context);
+
 	/* Nor one that has left the index */
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 0), 'a');
 	leave(tm, 'a');
+	KUNIT_EXPECT_EQ(test, tm->context->hint, COW_HINT_CONTENDED);
 	KUNIT_EXPECT_EQ(test, held_by_walk(tm, 0, 0), '.');
 
 	attach(tm, a, false);
@@ -598,22 +617,21 @@ static void cow_index_contended_exit(struct kunit *test)
 	draw(tm, "aaaa");
 	vma = tm->vmas['a'];
 	attach(tm, vma, true);
-	cow_context_lock_write(tm->context);
-	tm->context->hint |= COW_HINT_CONTENDED;
-	cow_context_unlock_write(tm->context);
+	contend(tm);
 
 	walk.first = 1;
 	walk.last = 1;
-	KUNIT_EXPECT_PTR_EQ(test, cow_context_walk_next(&walk), tm->context);
-	KUNIT_EXPECT_PTR_EQ(test, walk.vma, vma);
+	KUNIT_ASSERT_PTR_EQ(test, cow_context_walk_next(&walk), tm->context);
+	KUNIT_ASSERT_PTR_EQ(test, walk.vma, vma);
 
 	task = kthread_run(leaver_fn, &leaver, "cow_leaver");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(task));
 	get_task_struct(task);
 	for (int i = 0; i < 100 && READ_ONCE(task->__state) != TASK_UNINTERRUPTIBLE; i++)
 		msleep(20);
+	KUNIT_EXPECT_EQ(test, READ_ONCE(task->__state), TASK_UNINTERRUPTIBLE);
 	msleep(50);
-	KUNIT_EXPECT_FALSE(test, READ_ONCE(leaver.left));
+	KUNIT_ASSERT_FALSE(test, READ_ONCE(leaver.left));
 
 	KUNIT_EXPECT_NULL(test, cow_context_walk_next(&walk));
 	KUNIT_EXPECT_EQ(test, kthread_stop(task), 0);
