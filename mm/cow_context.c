@@ -440,20 +440,17 @@ static struct cow_context *cow_context_step(const struct cow_context *top,
 }
 
 /*
- * Read-lock the VMA that a walk found last, if nothing else in the mm can map the
+ * Read-lock a VMA that a walk has found, if nothing else in the mm can map the
  * folio.  While it is held it is in the index of @context, as its word says then, and
  * its entries do not move: whatever does that has it write-locked.  So nothing comes
  * to be in context->moved that has had its entries.  And the mm does not leave.
  */
 static struct vm_area_struct *
 cow_context_lock_vma(const struct cow_context_walk *walk,
-		     const struct cow_context *context)
+		     const struct cow_context *context,
+		     struct vm_area_struct *vma)
 {
-	struct vm_area_struct *vma = cow_hint_vma(READ_ONCE(context->hint));
-
-	RCU_LOCKDEP_WARN(!rcu_read_lock_held(), "VMA found outside RCU");
-
-	if (walk->first > walk->last || !vma || !vma_start_read_rcu(vma))
+	if (!vma || !vma_start_read_rcu(vma))
 		return NULL;
 
 	if (READ_ONCE(vma->vm_cow) == cow_unmoved(context) &&
@@ -473,13 +470,10 @@ static noinline void cow_context_hand_over(struct cow_context_walk *walk,
 					   struct cow_context *context)
 {
 	DEFINE_COW_VMA_ITER(iter, context, walk->first, walk->last);
+	struct vm_area_struct *vma = cow_vma_iter_next(&iter);
 
-	if (walk->first > walk->last || !cow_vma_iter_next(&iter))
-		return;
-
-	/* It is the hint now, but for other walks and for a moved VMA. */
 	rcu_read_lock();
-	walk->vma = cow_context_lock_vma(walk, context);
+	walk->vma = cow_context_lock_vma(walk, context, vma);
 	if (walk->vma)
 		up_read(&context->rwsem);
 	rcu_read_unlock();
@@ -491,15 +485,18 @@ __cow_context_walk(struct cow_context_walk *walk, struct cow_context *context)
 	__releases_shared(RCU)
 {
 	const struct cow_context *top = walk->top;
+	unsigned long hint;
 	bool hold_vma;
 
 	for (; context; context = cow_context_step(top, context)) {
 		if (unlikely(!(++walk->seen % COW_CONTEXT_WALK_BATCH)))
 			cow_context_walk_batch(walk, context);
 
-		hold_vma = READ_ONCE(context->hint) & COW_HINT_CONTENDED;
+		hint = READ_ONCE(context->hint);
+		hold_vma = (hint & COW_HINT_CONTENDED) && walk->first <= walk->last;
 		if (unlikely(hold_vma)) {
-			walk->vma = cow_context_lock_vma(walk, context);
+			walk->vma = cow_context_lock_vma(walk, context,
+							 cow_hint_vma(hint));
 			if (walk->vma) {
 				rcu_read_unlock();
 				walk->pos = context;
